@@ -1,0 +1,16 @@
+from .engine.run import predict as predict
+from .engine.run import propagate as propagate
+from .engine.run import sweep as sweep
+from .engine.space import choice as choice
+from .engine.space import grid as grid
+from .engine.space import log_uniform as log_uniform
+from .engine.space import sample as sample
+from .engine.space import uniform as uniform
+from .engine.space import zipped as zipped
+from .errors import UsageError as UsageError
+from .nets import initializers as initializers
+from .theory.gains import critical_initialization as critical_initialization
+from .theory.gains import gain as gain
+from .trials.family import Family as Family
+from .trials.family import family as family
+from .trials.propagation import propagation as propagation

@@ -1,0 +1,143 @@
+"""One layer of a deep stack: plain, residual, normalized, recurrent or LSTM, as pure functions.
+
+A stack is drawn layer by layer and never stands in memory as a whole. Its `step` takes, besides the layer's
+parameters and the state, a power of two: where the layer is positively homogeneous the true state is
+`state * 2**exponent`, so that a signal can be followed past what any dtype holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxstab.nets import initializers
+from jaxstab.theory import activations
+from jaxstab.typing import Activation, Scalar
+
+KINDS = ("plain", "residual", "normalized", "recurrent", "lstm")
+USED_ONCE = ("plain", "residual", "normalized")
+"""Kinds that use each matrix once; the others apply one matrix at every step."""
+
+
+class Numbers(NamedTuple):
+    """What a layer needs besides its draws; each may be traced."""
+
+    gain: Scalar
+    sigma_b: Scalar
+    branch_scale: Scalar
+    forget_bias: Scalar
+
+
+class State(NamedTuple):
+    """What a layer hands to the next: the activations `h`, and the cell `c` of an LSTM (else of no units)."""
+
+    h: Float[Array, "batch width"]
+    c: Float[Array, "batch cell"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`width` units a layer, of one kind. Equal stacks draw and compute the same bits."""
+
+    width: int
+    activation: Activation
+    init: str
+    kind: str
+    precision: str
+
+    @property
+    def blocks(self) -> int:
+        """Matrices of width x width in a layer: the four gates of an LSTM, else one."""
+        return 4 if self.kind == "lstm" else 1
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether a > 0 times the state (and the bias) gives a times the next state."""
+        if self.kind in ("lstm", "normalized"):
+            return False
+        return activations.is_homogeneous(self.activation)
+
+    def _dense(self, gain: Scalar) -> nn.Dense:
+        kernel_init = initializers.resolve(self.init)(gain=gain)
+        return nn.Dense(self.width, use_bias=False, precision=self.precision, kernel_init=kernel_init)
+
+    def start(self, inputs: Float[Array, "batch width"]) -> State:
+        """The state before the first layer: the inputs, and an empty cell."""
+        cell = inputs.shape[1] if self.kind == "lstm" else 0
+        return State(inputs, jnp.zeros((inputs.shape[0], cell), inputs.dtype))
+
+    def draw(self, key: jax.Array, numbers: Numbers) -> dict[str, Array]:
+        """Kernel [width, blocks * width] and bias [blocks * width] of one layer, in float32."""
+        kernel_key, bias_key = jax.random.split(key)
+        dense, row = self._dense(numbers.gain), jnp.zeros((1, self.width), jnp.float32)
+        keys = jax.random.split(kernel_key, self.blocks) if self.blocks > 1 else kernel_key[None]
+        kernels = [dense.init(k, row)["params"]["kernel"] for k in keys]
+        return {"kernel": jnp.concatenate(kernels, axis=1), "bias": self._draw_bias(bias_key, numbers)}
+
+    def _draw_bias(self, key: jax.Array, numbers: Numbers) -> Float[Array, " units"]:
+        units = self.blocks * self.width
+        normal_key, own_key = jax.random.split(key)
+        bias = jnp.float32(numbers.sigma_b) * jax.random.normal(normal_key, (units,), jnp.float32)
+        own = initializers.bias_initializer(self.init, self.width)
+        if own is not None:
+            bias += own(own_key, (units,), jnp.float32)
+        if self.kind == "lstm":
+            bias = bias.at[self.width : 2 * self.width].add(jnp.float32(numbers.forget_bias))
+        return bias
+
+    def step(
+        self,
+        parameters: dict[str, Array],
+        state: State,
+        numbers: Numbers,
+        exponent: Int[Array, ""] | int = 0,
+        shift: Float[Array, "batch units"] | float = 0.0,
+    ) -> tuple[State, Float[Array, "batch units"]]:
+        """(next state, what the nonlinearity was applied to). `shift` is added to the layer's linear part:
+
+        the cotangent of `shift` is that of the linear part, from which the weights' gradient follows.
+        """
+        dtype = state.h.dtype
+        kernel = parameters["kernel"].astype(dtype)
+        dense = nn.Dense(kernel.shape[1], use_bias=False, precision=self.precision)
+        linear = dense.apply({"params": {"kernel": kernel}}, state.h)
+        bias = jnp.ldexp(parameters["bias"], -jnp.asarray(exponent))
+        z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)  # type: ignore[operator]
+        return _KINDS[self.kind](activations.resolve(self.activation), z, state, numbers)
+
+
+def _plain(phi: Callable, z: Array, state: State, numbers: Numbers) -> tuple[State, Array]:
+    return State(phi(z), state.c), z
+
+
+def _residual(phi: Callable, z: Array, state: State, numbers: Numbers) -> tuple[State, Array]:
+    scale = jnp.asarray(numbers.branch_scale).astype(z.dtype)  # a traced float32 would promote float16
+    return State(state.h + scale * phi(z), state.c), z
+
+
+def _normalized(phi: Callable, z: Array, state: State, numbers: Numbers) -> tuple[State, Array]:
+    norm = nn.LayerNorm(use_bias=False, use_scale=False, use_fast_variance=False, dtype=z.dtype)
+    z = norm.apply({}, z)  # type: ignore[assignment]
+    return State(phi(z), state.c), z
+
+
+def _lstm(phi: Callable, z: Array, state: State, numbers: Numbers) -> tuple[State, Array]:
+    """Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; no input after the first state."""
+    i, f, g, o = jnp.split(z, 4, axis=1)
+    c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * phi(g)
+    return State(jax.nn.sigmoid(o) * phi(c), c), g
+
+
+_KINDS: dict[str, Any] = {
+    "plain": _plain,
+    "residual": _residual,
+    "normalized": _normalized,
+    "recurrent": _plain,  # the same formula; what differs is that one draw serves every step
+    "lstm": _lstm,
+}

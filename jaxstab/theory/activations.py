@@ -1,0 +1,176 @@
+"""Name -> activation function, and what can be said of any elementwise function: its slope, its homogeneity."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.errors import UsageError, require_choice
+from jaxstab.typing import Activation
+
+_BLOCKS = (2**11, 2**16)  # lengths that functions are compiled for: one for few points, one for many
+
+
+def _linear(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)  # the erf itself, not its tanh approximation
+
+
+def _scaled_sigmoid(x: jax.Array) -> jax.Array:
+    return 2 * jnp.tanh(x / 2)  # = 4 sigmoid(x) - 2, without the cancellation near 0
+
+
+ACTIVATIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {
+        "linear": _linear,
+        "relu": jax.nn.relu,
+        "leaky_relu": jax.nn.leaky_relu,  # slope 0.01, as in PyTorch
+        "elu": jax.nn.elu,
+        "selu": jax.nn.selu,
+        "gelu": _gelu,
+        "silu": jax.nn.silu,
+        "mish": jax.nn.mish,
+        "softplus": jax.nn.softplus,
+        "sigmoid": jax.nn.sigmoid,
+        "scaled_sigmoid": _scaled_sigmoid,
+        "tanh": jnp.tanh,
+        "erf": jax.lax.erf,
+    }
+)
+"""Elementwise functions in the order of the documentation. Each keeps float16, bfloat16, float32 and float64."""
+
+
+def resolve(activation: Activation) -> Callable[..., jax.Array]:
+    """The function of a name; a callable as it is, once it is seen to be elementwise.
+
+    Raises UsageError for an unknown name (with the choices) and for a callable that is not hashable, cannot be
+    applied to a float32 vector, changes its shape, does not return floats, or mixes its entries (as softmax does).
+    """
+    if isinstance(activation, str):
+        return ACTIVATIONS[require_choice(activation, ACTIVATIONS, "activation")]
+    try:
+        return _checked(activation)
+    except TypeError as error:
+        raise UsageError(f"activation {activation!r} must be hashable: {error}") from None
+
+
+def name_of(activation: Activation) -> str:
+    """The name of an activation: of a known function its own here, of any other callable its `__name__`."""
+    if isinstance(activation, str):
+        return require_choice(activation, ACTIVATIONS, "activation")
+    for name, function in ACTIVATIONS.items():
+        if activation is function:
+            return name
+    inner = activation.func if isinstance(activation, functools.partial) else activation
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+@functools.lru_cache(maxsize=256)
+def derivative(phi: Callable[..., jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """phi', elementwise, for an array of any shape. The same phi gets the same function, so it compiles once."""
+
+    def slope(x: jax.Array) -> jax.Array:
+        try:
+            return jax.jvp(phi, (x,), (jnp.ones_like(x),))[1]
+        except TypeError:  # a function with a custom_vjp has no forward mode; its Jacobian is diagonal
+            value, pullback = jax.vjp(phi, x)
+            return pullback(jnp.ones_like(value))[0]
+
+    return slope
+
+
+def is_homogeneous(activation: Activation) -> bool:
+    """Whether phi(a x) = a phi(x) for every a > 0: linear, ReLU, leaky ReLU, and callables like them.
+
+    Tested on a grid of |x| from 1e-3 to 1e3 and a from 1e-3 to 1e3, to 1e-6 of the scale a |x|, so that a callable
+    that computes in float32 passes.
+    """
+    return _is_homogeneous(resolve(activation))
+
+
+def max_slope(activation: Activation) -> float:
+    """max |phi'| over the real line, found on a grid over [-20, 20] in float64 that is refined around its best.
+
+    A slope that is not a number (as that of sqrt |x| at 0 may be) is passed over. Error about 1e-12.
+    """
+    return _max_slope(resolve(activation))
+
+
+def evaluate(function: Callable[..., jax.Array], x: np.ndarray) -> np.ndarray:
+    """function(x) as a float64 array of x's shape, whatever jax's precision, also while a program is being traced.
+
+    Padded to one of two lengths, so that a function is compiled at most twice.
+    """
+    flat = np.ravel(x).astype(np.float64)
+    block = _BLOCKS[0] if flat.size <= _BLOCKS[0] else _BLOCKS[1]
+    padded = np.resize(flat, max(1, -(-flat.size // block)) * block) if flat.size else np.zeros(block)
+    with _float64():
+        run = _compiled(function)
+        parts = [np.asarray(run(part), np.float64) for part in np.split(padded, padded.size // block)]
+    return np.concatenate(parts)[: flat.size].reshape(np.shape(x))
+
+
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    """Concrete float64 arithmetic, on the CPU where there is one: accelerators may lack float64."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
+        cpu = None
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu):
+        yield
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return jax.jit(function)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(activation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    name = name_of(activation)
+    try:
+        out = jax.eval_shape(activation, jax.ShapeDtypeStruct((3,), jnp.float32))
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UsageError(f"activation {name!r} cannot be applied to a float32 vector: {reason}") from error
+    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if shape != (3,) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UsageError(f"activation {name!r} is not elementwise: it maps float32[3] to {out}.")
+    alone = evaluate(activation, np.array([0.7, 0.7, 0.7]))
+    beside = evaluate(activation, np.array([-1.9, 0.7, 2.3]))
+    if not np.allclose(alone[1], beside[1], rtol=1e-5, atol=1e-6, equal_nan=True):
+        raise UsageError(f"activation {name!r} is not elementwise: an entry's value depends on the others.")
+    return activation
+
+
+@functools.lru_cache(maxsize=256)
+def _is_homogeneous(phi: Callable[..., jax.Array]) -> bool:
+    radius = np.geomspace(1e-3, 1e3, 61)
+    x = np.concatenate([-radius, radius])
+    value = evaluate(phi, x)
+    factors = (1e-3, 0.3, 7.0, 1e3)
+    return all(np.all(np.abs(evaluate(phi, a * x) - a * value) <= 1e-6 * a * np.abs(x)) for a in factors)
+
+
+@functools.lru_cache(maxsize=256)
+def _max_slope(phi: Callable[..., jax.Array]) -> float:
+    low, high, best = -20.0, 20.0, 0.0
+    for points in (40_001, 2_001, 2_001, 2_001):
+        x = np.linspace(low, high, points)
+        slopes = np.abs(evaluate(derivative(phi), x))
+        if np.all(np.isnan(slopes)):
+            break
+        peak, step = x[np.nanargmax(slopes)], x[1] - x[0]
+        best = max(best, float(np.nanmax(slopes)))
+        low, high = peak - step, peak + step
+    return best

@@ -1,0 +1,224 @@
+"""A family: every trial that differs from another only in its key, its Spec or its HParams.
+
+The Spec holds what changes the program (names, sizes, dtypes), the HParams what changes only numbers. A sweep
+compiles once for each Spec and runs each HParams as one more lane of that program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.errors import UsageError, require_choice
+
+Outputs: TypeAlias = Mapping[str, jax.Array]
+Trial: TypeAlias = Callable[..., Outputs]
+"""`trial(key, hparams) -> outputs`, or `trial(key, hparams, shared)` where the family shares data. Pure."""
+
+OK, NONFINITE, NOT_RUN = 0, 1, -1
+"""Flags that every family has; its own follow from 2 on."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """Everything a sweep needs to know about a kind of run.
+
+    `dims` names the axes of each output ({} for scalars); `shared(spec)` is data that every lane reads;
+    `predict(spec, hparams)` is theory's twin of the outputs. `status(outputs)` maps the outputs that were kept
+    to an index into `flags`; without it a lane is `nonfinite` where any kept number is not finite.
+    """
+
+    name: str
+    Spec: type
+    HParams: type
+    make_trial: Callable[[Any], Trial]
+    dims: Mapping[str, tuple[str, ...]]
+    shared: Callable[[Any], Any] | None = None
+    predict: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    status: Callable[[Outputs], jax.Array] | None = None
+    flags: tuple[str, ...] = ("ok", "nonfinite")
+
+    def __post_init__(self) -> None:
+        for name, annotation in self.hparam_types.items():
+            if annotation is not float and not _is_tuple_of(annotation, float):
+                raise UsageError(
+                    f"family {self.name!r}: hyperparameter {name!r} is annotated {_spell(annotation)}; only float"
+                    " and tuple[float, ...] can be traced (to switch one off, use infinity or zero, not None)."
+                )
+        twice = set(self.spec_types) & set(self.hparam_types)
+        if twice:
+            raise UsageError(f"family {self.name!r}: {sorted(twice)} stand in both Spec and HParams.")
+        axes_as_dims = {d for dims in self.dims.values() for d in dims} & {*self.parameters, "seed"}
+        if axes_as_dims:
+            raise UsageError(
+                f"family {self.name!r}: {sorted(axes_as_dims)} name both a parameter and an output's dimension."
+            )
+
+    @property
+    def spec_types(self) -> dict[str, Any]:
+        """Annotation of each static parameter."""
+        return _annotations(self.Spec, [f.name for f in dataclasses.fields(self.Spec)])
+
+    @property
+    def hparam_types(self) -> dict[str, Any]:
+        """Annotation of each traced parameter."""
+        return _annotations(self.HParams, list(self.HParams._fields))  # type: ignore[attr-defined]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names that an axis of a space may bear."""
+        return [*self.spec_types, *self.hparam_types]
+
+    def configure(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """One (Spec, HParams) of named values, coerced by their annotations; the rest by default."""
+        for name in settings:
+            require_choice(name, self.parameters, f"axis of family {self.name!r}:")
+        values = {
+            name: coerce(name, annotation, settings[name])
+            for name, annotation in {**self.spec_types, **self.hparam_types}.items()
+            if name in settings
+        }
+        missing = [n for n in self._required() if n not in settings]
+        if missing:
+            raise UsageError(f"family {self.name!r} has no default for {', '.join(missing)}: give a value or an axis.")
+        spec = self.Spec(**{n: v for n, v in values.items() if n in self.spec_types})
+        hparams = self.HParams(**{n: v for n, v in values.items() if n in self.hparam_types})
+        if hasattr(hparams, "validate"):
+            hparams.validate(spec)
+        return spec, hparams
+
+    def _required(self) -> Iterable[str]:
+        for f in dataclasses.fields(self.Spec):
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                yield f.name
+        yield from (n for n in self.hparam_types if n not in self.HParams._field_defaults)  # type: ignore[attr-defined]
+
+    def __call__(self, key: jax.Array, **settings: Any) -> Outputs:
+        """One trial, called by hand: to look at, to debug, to differentiate."""
+        spec, hparams = self.configure(settings)
+        traced = jax.tree.map(jnp.float32, hparams)
+        shared = () if self.shared is None else (self.shared(spec),)
+        return self.make_trial(spec)(key, traced, *shared)
+
+    def lane_status(self, outputs: Outputs) -> jax.Array:
+        """The flag of one lane, int8, from the outputs that were kept."""
+        if self.status is not None:
+            return self.status(outputs).astype(jnp.int8)
+        floating = [x for x in outputs.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+        finite = jnp.all(jnp.array([jnp.isfinite(x).all() for x in floating])) if floating else jnp.array(True)
+        return jnp.where(finite, OK, NONFINITE).astype(jnp.int8)
+
+
+def family(
+    function: Callable[..., Outputs] | None = None,
+    *,
+    dims: Mapping[str, tuple[str, ...]] | None = None,
+    name: str | None = None,
+    shared: Callable[[Any], Any] | None = None,
+    predict: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+    flags: tuple[str, ...] = ("ok", "nonfinite"),
+) -> Any:
+    """Make a family of a plain function `f(key, *, parameters...) -> dict of arrays`.
+
+    Parameters annotated float (or tuple[float, ...]) are traced; int, str, bool and tuple[int, ...] ones are
+    static. With `shared`, the function's second positional argument is what `shared(spec)` returned. Outputs
+    that `dims` does not name are scalars. A trial may return its own `status`, an index into `flags`.
+    """
+    if function is None:
+        return lambda f: family(f, dims=dims, name=name, shared=shared, predict=predict, flags=flags)
+    f = function
+    parameters = _keyword_parameters(f, positional=1 if shared is None else 2)
+    traced = {n: p for n, p in parameters.items() if p.annotation is float or _is_tuple_of(p.annotation, float)}
+    static = {n: p for n, p in parameters.items() if n not in traced}
+    spec_type = dataclasses.make_dataclass("Spec", [_dataclass_field(p) for p in static.values()], frozen=True, kw_only=True)
+    ordered = sorted(traced.values(), key=lambda p: p.default is not inspect.Parameter.empty)
+    defaults = [p.default for p in ordered if p.default is not inspect.Parameter.empty]
+    hparams_type = namedtuple("HParams", [p.name for p in ordered], defaults=defaults)  # type: ignore[misc]
+    hparams_type.__annotations__ = {p.name: p.annotation for p in ordered}
+
+    def make_trial(spec: Any) -> Trial:
+        fixed = {n: getattr(spec, n) for n in static}
+
+        def trial(key: jax.Array, hparams: Any, *data: Any) -> Outputs:
+            return f(key, *data, **fixed, **hparams._asdict())
+
+        trial.__name__ = f.__name__
+        return trial
+
+    return Family(
+        name=name or f.__name__, Spec=spec_type, HParams=hparams_type, make_trial=make_trial,
+        dims=dict(dims or {}), shared=shared, predict=predict, flags=flags,
+    )  # fmt: skip
+
+
+def _keyword_parameters(f: Callable[..., Any], positional: int) -> dict[str, inspect.Parameter]:
+    try:
+        signature = inspect.signature(f, eval_str=True)
+    except NameError as error:
+        raise UsageError(f"family {f.__name__!r}: an annotation cannot be read ({error}); use built-in types.") from None
+    found = dict(list(signature.parameters.items())[positional:])
+    for name, parameter in found.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise UsageError(f"family {f.__name__!r}: name the parameters one by one instead of *{name}.")
+        if parameter.annotation is inspect.Parameter.empty:
+            raise UsageError(
+                f"family {f.__name__!r}: annotate {name!r}: float is traced; int, str, bool and tuple[int, ...] are static."
+            )
+        if type(None) in typing.get_args(parameter.annotation):
+            raise UsageError(
+                f"family {f.__name__!r}: {name!r} is annotated {_spell(parameter.annotation)}, which would compile one"
+                " program per value; annotate float and use infinity or zero for 'off'."
+            )
+    return found
+
+
+def _dataclass_field(parameter: inspect.Parameter) -> Any:
+    if parameter.default is inspect.Parameter.empty:
+        return (parameter.name, parameter.annotation)
+    return (parameter.name, parameter.annotation, dataclasses.field(default=parameter.default))
+
+
+def _annotations(cls: type, names: list[str]) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise UsageError(f"{cls.__name__}: an annotation cannot be read ({error}); define it at module level.") from None
+    return {n: hints[n] for n in names}
+
+
+def _is_tuple_of(annotation: Any, kind: type) -> bool:
+    return typing.get_origin(annotation) is tuple and typing.get_args(annotation)[:1] == (kind,)
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def coerce(name: str, annotation: Any, value: Any) -> Any:
+    """`value` as its annotation has it, or one line that says what was given and what is wanted."""
+    if _is_tuple_of(annotation, float) or _is_tuple_of(annotation, int):
+        kind = typing.get_args(annotation)[0]
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise UsageError(f"{name}={value!r}: a sequence of {kind.__name__} is wanted.")
+        return tuple(coerce(name, kind, v) for v in value)
+    if isinstance(value, (np.generic, jax.Array, np.ndarray)) and np.ndim(value) == 0:
+        value = value.item()
+    if annotation is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"{name}={value!r}: a number is wanted.")
+        return float(value)
+    if annotation is int:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
+            raise UsageError(f"{name}={value!r}: a whole number is wanted.")
+        return int(value)
+    if isinstance(annotation, type) and not isinstance(value, annotation):
+        raise UsageError(f"{name}={value!r}: a value of type {annotation.__name__} is wanted.")
+    return value

@@ -1,0 +1,15 @@
+"""Names of the kinds of value that signatures speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+Scalar: TypeAlias = float | int | np.number | np.ndarray | jax.Array
+"""One real number, concrete or traced."""
+
+Activation: TypeAlias = str | Callable[..., jax.Array]
+"""A name of `jaxstab.theory.activations.NAMES`, or any elementwise JAX function of one array."""

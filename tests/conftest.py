@@ -1,0 +1,10 @@
+"""Before jax starts: eight virtual devices, shapes checked at run time, warnings as errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXSTAB_TEST_PLATFORM", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("jaxstab", "beartype.beartype")
