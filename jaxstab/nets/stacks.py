@@ -16,13 +16,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxstab.nets import initializers
+from jaxstab.errors import UsageError, require_choice
+from jaxstab.nets import conditioned, initializers
 from jaxstab.theory import activations
 from jaxstab.typing import Activation, Scalar
 
 KINDS = ("plain", "residual", "normalized", "recurrent", "lstm")
 USED_ONCE = ("plain", "residual", "normalized")
 """Kinds that use each matrix once; the others apply one matrix at every step."""
+SAMPLERS = ("dense", "conditioned")
+GAUSSIAN = ("normal", "lecun_normal", "xavier_normal", "kaiming_normal")
+CONDITIONED = (*GAUSSIAN, "orthogonal")
+"""Schemes whose layers can be drawn in law without their matrix: those that no rotation changes."""
 
 
 class Numbers(NamedTuple):
@@ -49,7 +54,31 @@ class Stack:
     activation: Activation
     init: str
     kind: str
+    sampler: str
     precision: str
+
+    def __post_init__(self) -> None:
+        activations.resolve(self.activation)
+        require_choice(self.init, initializers.NAMES, "init")
+        require_choice(self.kind, KINDS, "kind")
+        require_choice(self.sampler, SAMPLERS, "sampler")
+        if self.sampler == "dense":
+            return
+        if self.init not in CONDITIONED:
+            raise UsageError(
+                f"init={self.init!r} cannot be drawn without its matrix (sampler='conditioned'): only Gaussian and"
+                f" orthogonal ones can. Choices: {', '.join(CONDITIONED)}; or sampler='dense'."
+            )
+        if self.kind not in USED_ONCE:
+            raise UsageError(
+                f"kind={self.kind!r} uses one matrix at every step, which sampler='conditioned' cannot draw."
+                f" Choices: {', '.join(USED_ONCE)}; or sampler='dense'."
+            )
+        if self.precision != "highest":
+            raise UsageError(
+                f"precision={self.precision!r}: sampler='conditioned' forms no product whose precision could be"
+                " lowered. Choices: highest; or sampler='dense'."
+            )
 
     @property
     def blocks(self) -> int:
@@ -73,8 +102,10 @@ class Stack:
         return State(inputs, jnp.zeros((inputs.shape[0], cell), inputs.dtype))
 
     def draw(self, key: jax.Array, numbers: Numbers) -> dict[str, Array]:
-        """Kernel [width, blocks * width] and bias [blocks * width] of one layer, in float32."""
+        """Kernel [width, blocks * width] (or the key it is drawn from in law) and bias of one layer, float32."""
         kernel_key, bias_key = jax.random.split(key)
+        if self.sampler == "conditioned":
+            return {"key": kernel_key, "bias": self._draw_bias(bias_key, numbers)}
         dense, row = self._dense(numbers.gain), jnp.zeros((1, self.width), jnp.float32)
         keys = jax.random.split(kernel_key, self.blocks) if self.blocks > 1 else kernel_key[None]
         kernels = [dense.init(k, row)["params"]["kernel"] for k in keys]
@@ -104,12 +135,21 @@ class Stack:
         the cotangent of `shift` is that of the linear part, from which the weights' gradient follows.
         """
         dtype = state.h.dtype
-        kernel = parameters["kernel"].astype(dtype)
-        dense = nn.Dense(kernel.shape[1], use_bias=False, precision=self.precision)
-        linear = dense.apply({"params": {"kernel": kernel}}, state.h)
+        linear = self._linear(parameters, state.h, numbers)
         bias = jnp.ldexp(parameters["bias"], -jnp.asarray(exponent))
-        z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)  # type: ignore[operator]
+        z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)
         return _KINDS[self.kind](activations.resolve(self.activation), z, state, numbers)
+
+    def _linear(self, parameters: dict[str, Array], h: Float[Array, "batch width"], numbers: Numbers) -> Array:
+        """The layer's linear part, in h's dtype."""
+        if self.sampler == "dense":
+            kernel = parameters["kernel"].astype(h.dtype)
+            dense = nn.Dense(kernel.shape[1], use_bias=False, precision=self.precision)
+            return dense.apply({"params": {"kernel": kernel}}, h)  # type: ignore[return-value]
+        if self.init == "orthogonal":
+            return conditioned.haar_layer(parameters["key"], h, numbers.gain)
+        std = initializers.weight_std(self.init, self.width, self.width)
+        return conditioned.gaussian_layer(parameters["key"], h, std * jnp.asarray(numbers.gain), self.width)
 
 
 def _plain(phi: Callable, z: Array, state: State, numbers: Numbers) -> tuple[State, Array]:

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.nets import initializers, stacks
+from jaxstab.nets import stacks
 from jaxstab.theory import activations
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial
 from jaxstab.typing import Activation
 
-SAMPLERS = ("dense", "conditioned")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("default", "high", "highest")
 STORED_WEIGHTS_BYTES = 64 * 2**20
@@ -51,23 +50,20 @@ class Spec:
         for name in ("depth", "width", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
-        activations.resolve(self.activation)
-        require_choice(self.init, initializers.INITIALIZERS, "init")
-        require_choice(self.kind, stacks.KINDS, "kind")
-        require_choice(self.sampler, SAMPLERS, "sampler")
         require_choice(self.dtype, DTYPES, "dtype")
         require_choice(self.precision, PRECISIONS, "precision")
-        if self.sampler == "conditioned":
-            raise UsageError("sampler='conditioned': not available. Choices: dense.")
+        self.stack  # noqa: B018  refuses what no stack has
 
     @property
     def stack(self) -> stacks.Stack:
         """The stack that this Spec describes."""
-        return stacks.Stack(self.width, self.activation, self.init, self.kind, self.precision)
+        return stacks.Stack(self.width, self.activation, self.init, self.kind, self.sampler, self.precision)
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of one lane's matrices in float32."""
+        """Bytes of one lane's matrices in float32; none where layers are drawn in law."""
+        if self.sampler == "conditioned":
+            return 0
         layers = self.depth if self.kind in stacks.USED_ONCE else 1
         return 4 * layers * self.stack.blocks * self.width**2
 

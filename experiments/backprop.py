@@ -1,0 +1,137 @@
+"""Does the gradient worked out by hand equal `jax.grad`'s, and how much of it does each sigmoid take?
+
+Two examples of the notes on backpropagation: e = (a + b)(b + 1) at a = 2, b = 1; and the network 1-2-2 with a
+sigmoid after each layer, x = 1, W1 = [[1], [2]], W2 = [[3, 4], [5, 6]], target (1, 0), mean squared error: its
+forward pass, its loss (printed: 0.4999), every gradient by the chain rule, and one step of SGD at rate 1.
+A vector-Jacobian product with z equals the gradient of the scalar product with z.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+
+from jaxstab.report import claims as scoreboard
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+X, TARGET = jnp.array([1.0]), jnp.array([1.0, 0.0])
+WEIGHTS = {"W1": jnp.array([[1.0], [2.0]]), "W2": jnp.array([[3.0, 4.0], [5.0, 6.0]])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Nothing is random here."""
+
+
+SCALES = {"smoke": Config(), "default": Config(), "full": Config()}
+
+
+def forward(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Every node of the network's graph; z of the linear parts, y of the sigmoids."""
+    z1 = jnp.matmul(weights["W1"], X, precision="highest")
+    y1 = jax.nn.sigmoid(z1)
+    z2 = jnp.matmul(weights["W2"], y1, precision="highest")
+    return {"z1": z1, "y1": y1, "z2": z2, "y2": jax.nn.sigmoid(z2)}
+
+
+def loss(weights: dict[str, jax.Array]) -> jax.Array:
+    """Mean squared error."""
+    return jnp.mean((forward(weights)["y2"] - TARGET) ** 2)
+
+
+def gradients_by_hand(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The chain rule from the loss back, written out; what is found at z2 serves both matrices."""
+    nodes = forward(weights)
+    at_z2 = (nodes["y2"] - TARGET) * nodes["y2"] * (1 - nodes["y2"])  # 2/2 of the mean over two outputs
+    at_z1 = jnp.matmul(weights["W2"].T, at_z2, precision="highest") * nodes["y1"] * (1 - nodes["y1"])
+    return {"W1": jnp.outer(at_z1, X), "W2": jnp.outer(at_z2, nodes["y1"])}
+
+
+def vector_jacobian_products() -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of x in t = x + y: that of the scalar t'z, and the product of z with t's Jacobian."""
+    x, y, z = (jnp.array(v) for v in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]))
+    of_scalar = jax.grad(lambda x: jnp.dot(x + y, z, precision="highest"))(x)
+    (of_vector,) = jax.vjp(lambda x: x + y, x)[1](z)
+    return np.asarray(of_scalar), np.asarray(of_vector)
+
+
+def run(config: Config) -> Record:
+    """Both examples, by hand and by `jax.grad`."""
+    by_hand, by_grad = gradients_by_hand(WEIGHTS), jax.grad(loss)(WEIGHTS)
+    updates, _ = optax.sgd(1.0).update(by_grad, optax.sgd(1.0).init(WEIGHTS))
+    after = optax.apply_updates(WEIGHTS, updates)
+    de_da, de_db = jax.grad(lambda a, b: (a + b) * (b + 1), argnums=(0, 1))(2.0, 1.0)
+    of_scalar, of_vector = vector_jacobian_products()
+    names = [f"{m}[{i},{j}]" for m, w in WEIGHTS.items() for i, j in np.ndindex(*w.shape)]
+    flat = lambda tree: np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])  # noqa: E731
+    nodes = forward(WEIGHTS)
+    data = xr.Dataset(
+        {
+            "by_hand": ("weight", flat(by_hand)),
+            "by_grad": ("weight", flat(by_grad)),
+            "after_one_step": ("weight", flat(after)),
+            "node_value": ("node", np.concatenate([np.ravel(v) for v in nodes.values()])),
+            "loss": loss(WEIGHTS),
+            "loss_after_one_step": loss(after),
+            "de_da": de_da,
+            "de_db": de_db,
+            "vjp_of_scalar": ("component", of_scalar),
+            "vjp_of_vector": ("component", of_vector),
+            "sigmoid_slope": (("sigmoid", "unit"), np.stack([nodes[y] * (1 - nodes[y]) for y in ("y1", "y2")])),
+        },
+        {
+            "weight": names,
+            "node": [f"{name}[{i}]" for name, v in nodes.items() for i in range(v.size)],
+            "sigmoid": [1, 2],
+        },
+    )
+    return Record(data)
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Gradients by hand and by `jax.grad`, and the factor that each sigmoid leaves."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2))
+    places = np.arange(data.sizes["weight"])
+    left.bar(places - 0.18, np.abs(data.by_hand), 0.34, label="by hand")
+    left.bar(places + 0.18, np.abs(data.by_grad), 0.34, label="jax.grad")
+    left.set_xticks(places, data.weight.values)
+    left.set(yscale="log", ylabel="|gradient|", title=f"loss {float(data.loss):.5f}; after a step at rate 1:"
+             f" {float(data.loss_after_one_step):.5f}")  # fmt: skip
+    left.legend()
+    for unit in (0, 1):
+        right.plot(data.sigmoid, data.sigmoid_slope.isel(unit=unit), "o-", label=f"unit {unit + 1}")
+    right.axhline(0.25, color="0.4", linewidth=0.9, linestyle="--")
+    right.annotate("1/4, the most", (1.0, 0.25), (1.0, 0.29), fontsize=8)
+    right.set(yscale="log", xticks=[1, 2], xlabel="sigmoid", title="slope of each sigmoid, y (1 - y)")
+    right.legend(loc="lower left")
+    return {"gradients": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The printed loss, the derivatives of e, and the largest slope of a sigmoid."""
+    data = record.data
+    difference = float(np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad)))
+
+    def claim(quantity: str, value: float, published: float | None, **more: float) -> scoreboard.Claim:
+        return scoreboard.make_claim(
+            "backprop", quantity, [value], published=published, source="backpropagation", **more
+        )
+
+    return [
+        claim("loss of the sigmoid network 1-2-2", float(data.loss), 0.4999, resolution=5e-5),
+        claim("de/da at a = 2, b = 1", float(data.de_da), 2.0, theory=2.0),
+        claim("de/db at a = 2, b = 1", float(data.de_db), 5.0, theory=5.0),
+        claim("largest relative difference, by hand and jax.grad", difference, None, theory=0.0),
+    ]

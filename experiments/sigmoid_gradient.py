@@ -1,0 +1,89 @@
+"""Where does the gradient of an activation vanish, and which activations are the identity near 0?
+
+The chapter draws the sigmoid and its gradient over x = -8, -7.9, ..., 7.9 (notes on section 4.8): the gradient is at
+most 1/4, at 0, and vanishes on both sides. The lecture notes say that it is about 0 beyond 6, and judge
+activations by their Taylor series at 0: tanh and ReLU pass small signals on as they are, the sigmoid does not,
+4 sigmoid(x) - 2 does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report.record import Record
+from jaxstab.theory import activations
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACTIVATIONS = ["sigmoid", "tanh", "relu", "scaled_sigmoid"]
+POINTS = np.arange(160, dtype=np.float32) / 10 - 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Nothing is random here, so that one seed says all."""
+
+
+SCALES = {"smoke": Config(), "default": Config(), "full": Config()}
+
+
+@jaxstab.family(dims={"value": ("x",), "gradient": ("x",)})
+def curve(key: jax.Array, *, activation: str) -> dict[str, jax.Array]:
+    """An activation and its gradient by `jax.grad` along the points, and its first Taylor coefficients at 0."""
+    phi = activations.resolve(activation)
+    x, zero = jnp.asarray(POINTS), jnp.float32(0)
+    return {
+        "value": phi(x),
+        "gradient": jax.vmap(jax.grad(phi))(x),
+        "at_0": phi(zero),
+        "gradient_at_0": jax.grad(phi)(zero),
+        "gradient_at_6": jax.grad(phi)(jnp.float32(6)),
+    }
+
+
+def run(config: Config) -> Record:
+    """Every curve at the chapter's points."""
+    data = jaxstab.sweep(curve, jaxstab.grid(activation=ACTIVATIONS), seeds=1)
+    return Record(data.isel(seed=0).assign_coords(x=POINTS))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """The chapter's figure, once for each activation."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(ACTIVATIONS), figsize=(10.5, 2.9), sharey=True)
+    for panel, name in zip(panels, ACTIVATIONS, strict=True):
+        one = record.data.sel(activation=name)
+        panel.plot(one.x, one.value, label="activation")
+        panel.plot(one.x, one.gradient, label="gradient")
+        panel.plot(one.x, one.x, color="0.6", linewidth=0.8, linestyle=":", label="identity")
+        panel.set(title=name, xlabel="x", ylim=(-2.2, 2.2))
+        panel.annotate(f"{float(one.gradient_at_6):.4f}", (6, float(one.gradient_at_6)), (2.2, -1.6), fontsize=8,
+                       arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7})  # fmt: skip
+    panels[0].legend(loc="upper left")
+    return {"curves": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """Largest derivative and its place, and the Taylor coefficient of the corrected sigmoid."""
+    sigmoid = record.data.gradient.sel(activation="sigmoid")
+    corrected = record.data.gradient_at_0.sel(activation="scaled_sigmoid")
+
+    def claim(quantity: str, value: float, published: float, source: str, **more: float) -> scoreboard.Claim:
+        return scoreboard.make_claim(
+            "sigmoid_gradient", quantity, [value], published=published, source=source, **more
+        )
+
+    return [
+        claim("largest derivative of the sigmoid", float(sigmoid.max()), 0.25, "backpropagation", theory=0.25),
+        claim("x at which it is largest", float(sigmoid.idxmax("x")), 0.0, "backpropagation", theory=0.0),
+        claim("slope of 4 sigmoid(x) - 2 at 0", float(corrected), 1.0, "lecture notes", theory=1.0),
+    ]

@@ -1,0 +1,147 @@
+"""A random layer drawn in law, without its matrix.
+
+For inputs H (the examples as rows, fewer than the units) a layer y = H W of a Gaussian or Haar-orthogonal W is a
+random matrix whose law is known given H alone; and given H and y, so is that of the gradient G = D W' which goes
+back, for any cotangent D that depends on W through y only. Both are drawn here with O((m + n) B) random numbers
+in place of m n, in O(n B^2) operations, exactly in law at any rank of H (equal inputs, dead layers).
+
+With H = L Q, the rows of Q orthonormal (or zero, where H has less rank than rows), U and Z independent of H:
+
+- Gaussian entries of standard deviation s:  y = s L Z,  G = s [D Z'Q + L_D Z2 (I - Q'Q)],  L_D L_D' = D D'
+- g times a Haar matrix:  y = g L U,  G = g [D U'Q + L_E V],  E = D (I - U'U),  L_E L_E' = E E'
+
+Z and Z2 are standard normal, U and V uniform with orthonormal rows, V's orthogonal to Q's. There is no inverse:
+the textbook form with (H H')^-1 is the same law on paper and goes wrong in float32 where inputs align. Where
+the examples are not few (B >= n, or 2 B > n for Haar) the matrix itself is drawn: that is then the cheaper way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxstab.nets.haar import haar_matrix, orthonormal_rows
+from jaxstab.typing import Scalar
+
+HIGHEST = jax.lax.Precision.HIGHEST
+EPSILON = 2.0**-23
+
+
+def gaussian_layer(
+    key: jax.Array, h: Float[Array, "batch n"], std: Scalar, units: int
+) -> Float[Array, "batch units"]:
+    """h W in law, W [n, units] with independent N(0, std^2) entries; differentiable in h and std.
+
+    Each call stands for one matrix: calls with equal keys on different h are not calls on the same matrix.
+    """
+    batch, n = h.shape
+    std = jnp.asarray(std, jnp.float32)
+    if batch >= n:
+        matrix = std * jax.random.normal(key, (n, units), jnp.float32)
+        return _matmul(h.astype(jnp.float32), matrix).astype(h.dtype)
+    return _gaussian(units, jax.random.key_data(key), h, std)
+
+
+def haar_layer(key: jax.Array, h: Float[Array, "batch n"], gain: Scalar) -> Float[Array, "batch n"]:
+    """h W in law, W [n, n] `gain` times a Haar-distributed orthogonal matrix; differentiable in h and gain."""
+    batch, n = h.shape
+    gain = jnp.asarray(gain, jnp.float32)
+    if 2 * batch > n:
+        return _matmul(h.astype(jnp.float32), gain * haar_matrix(key, n, n)).astype(h.dtype)
+    return _haar(jax.random.key_data(key), h, gain)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gaussian(units: int, key_data: Array, h: Array, std: Array) -> Array:
+    return _gaussian_forward(units, key_data, h, std)[0]
+
+
+def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tuple[Array, tuple[Array, ...]]:
+    frame, lower, exponent = _factor(h)
+    z_key, rest_key = jax.random.split(jax.random.wrap_key_data(key_data))
+    z = jax.random.normal(z_key, (h.shape[0], units), jnp.float32)
+    unscaled = _matmul(lower, z)
+    y = jnp.ldexp(std * unscaled, exponent).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, z, jnp.ldexp(unscaled, exponent), std)
+
+
+def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
+    rest_key, frame, z, unscaled, std = saved
+    scaled, exponent = _rescale_rows(d)
+    rest = jax.random.normal(jax.random.wrap_key_data(rest_key), frame.shape, jnp.float32)
+    rest = _matmul(_root_of_gram(scaled), rest)
+    known = _matmul(_matmul(scaled, z.T) - _matmul(rest, frame.T), frame)
+    g = jnp.ldexp(std * (known + rest), exponent).astype(d.dtype)
+    return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
+
+
+_gaussian.defvjp(_gaussian_forward, _gaussian_backward)
+
+
+@jax.custom_vjp
+def _haar(key_data: Array, h: Array, gain: Array) -> Array:
+    return _haar_forward(key_data, h, gain)[0]
+
+
+def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[Array, ...]]:
+    frame, lower, exponent = _factor(h)
+    u_key, rest_key = jax.random.split(jax.random.wrap_key_data(key_data))
+    u = haar_matrix(u_key, *h.shape)
+    u = jnp.where(jnp.any(frame != 0, axis=1, keepdims=True), u, 0.0)  # no image where there is no direction
+    unscaled = _matmul(lower, u)
+    y = jnp.ldexp(gain * unscaled, exponent).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, u, jnp.ldexp(unscaled, exponent), gain)
+
+
+def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
+    rest_key, frame, u, unscaled, gain = saved
+    scaled, exponent = _rescale_rows(d)
+    known = _matmul(scaled, u.T)
+    beyond = scaled - _matmul(known, u)
+    v = jax.random.normal(jax.random.wrap_key_data(rest_key), frame.shape, jnp.float32)
+    for _ in range(2):
+        v = v - _matmul(_matmul(v, frame.T), frame)
+    rest = _matmul(_root_of_gram(beyond), orthonormal_rows(v))
+    g = jnp.ldexp(gain * (_matmul(known, frame) + rest), exponent).astype(d.dtype)
+    return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
+
+
+_haar.defvjp(_haar_forward, _haar_backward)
+
+
+def _factor(h: Float[Array, "batch n"]) -> tuple[Array, Array, Array]:
+    """(Q, L, e): h = 2^e L Q by rows, the rows of Q orthonormal or zero."""
+    rows, exponent = _rescale_rows(h)
+    frame = orthonormal_rows(rows)
+    return frame, _matmul(rows, frame.T), exponent
+
+
+def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], Int[Array, "batch 1"]]:
+    """(m, e) with x = m 2^e exactly, m in float32 with the largest magnitude of each row in [1/2, 1)."""
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
+    exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
+    return jnp.ldexp(x, -exponent), exponent
+
+
+def _root_of_gram(d: Float[Array, "batch m"]) -> Float[Array, "batch batch"]:
+    """A lower triangular L with L L' = d d', at any rank: Cholesky whose empty columns stay zero."""
+    gram = _matmul(d, d.T)
+    places = jnp.arange(len(gram))
+    smallest = 4 * len(gram) * EPSILON * jnp.diagonal(gram)
+
+    def column(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, lower = state
+        pivot = left[j, j]
+        inverse = jnp.where(pivot > smallest[j], jax.lax.rsqrt(jnp.where(pivot > 0, pivot, 1.0)), 0.0)
+        new = jnp.where(places >= j, left[:, j] * inverse, 0.0)
+        return left - new[:, None] * new[None, :], lower.at[:, j].set(new)
+
+    return jax.lax.fori_loop(0, len(gram), column, (gram, jnp.zeros_like(gram)))[1]
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=HIGHEST)

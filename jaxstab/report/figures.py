@@ -1,0 +1,62 @@
+"""What figures share: one style, bands over seeds that forget no diverged lane, and theory's dashes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+
+STYLE = Path(__file__).with_name("jaxstab.mplstyle")
+MEASURED = "#0b5fa5"
+THEORY = "#222222"
+PUBLISHED = "#c0392b"
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """jaxstab's style, drawn without a screen."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(STYLE):
+        yield
+
+
+def quantiles(values: xr.DataArray, level: float = 0.95, dim: str = "seed") -> tuple[Any, Any, Any]:
+    """(low, median, high) over seeds, a value that is not finite counted as +inf (-inf stays what it is)."""
+    counted = values.where(np.isfinite(values) | (values == -np.inf), np.inf).transpose(..., dim)
+    picks = np.quantile(counted.values, ((1 - level) / 2, 0.5, (1 + level) / 2), axis=-1, method="nearest")
+    low, median, high = (counted.isel({dim: 0}, drop=True).copy(data=pick) for pick in picks)
+    return low, median, high
+
+
+def band(axes: Any, values: xr.DataArray, x: str = "layer", level: float = 0.95, **line: Any) -> None:
+    """The median over seeds against `x`, and the central `level` as a band; gaps where it is not finite."""
+    low, median, high = (q.where(np.isfinite(q)) for q in quantiles(values, level))
+    (drawn,) = axes.plot(values[x], median, **line)
+    axes.fill_between(values[x], low, high.fillna(median), color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
+def theory(axes: Any, x: Any, y: Any, **line: Any) -> None:
+    """A prediction: dashed and dark, over the measurement."""
+    axes.plot(x, y, **{"color": THEORY, "linestyle": (0, (4, 2)), "linewidth": 1.1, **line})
+
+
+def histogram(axes: Any, sample: Any, bins: int = 60, **patch: Any) -> None:
+    """Density of a sample's finite values."""
+    finite = np.asarray(sample, float)
+    finite = finite[np.isfinite(finite)]
+    axes.hist(finite, bins=bins, density=True, **{"color": MEASURED, "alpha": 0.45, "linewidth": 0, **patch})
+
+
+def diverged(values: xr.DataArray, dim: str = "seed") -> str:
+    """`` or a remark on how many seeds diverged, for a title."""
+    bad = ~(np.isfinite(values) | (values == -np.inf))
+    others = [d for d in values.dims if d != dim]
+    count = int(bad.any(others).sum())
+    return f" ({count} of {values.sizes[dim]} seeds diverged)" if count else ""
