@@ -7,4 +7,4 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import jaxtyping  # noqa: E402
 
-jaxtyping.install_import_hook("jaxstab", "beartype.beartype")
+jaxtyping.install_import_hook("jaxstab", "typechecker.check")

@@ -43,8 +43,6 @@ class Group:
 
 def make_groups(family: Family, space: Space) -> list[Group]:
     """Group a space's configurations by Spec, in the order of their first appearance."""
-    if not isinstance(space, Space):
-        raise UsageError(f"space={space!r}: make one with jaxstab.grid, zipped or sample.")
     by_spec: dict[Any, list[tuple[int, Any]]] = {}
     for number, settings in enumerate(space.configurations()):
         spec, hparams = family.configure(settings)

@@ -13,7 +13,7 @@ import tqdm
 import xarray as xr
 
 from jaxstab.engine import plan
-from jaxstab.engine.label import Table
+from jaxstab.engine.label import Layout, Table
 from jaxstab.engine.program import Program, make_program
 from jaxstab.engine.space import Space, grid, parse_seeds
 from jaxstab.errors import UsageError
@@ -94,8 +94,6 @@ def load_shared(family: Family, spec: Any) -> tuple[Any, ...]:
 
 def make_job(family: Family, space: Space, seeds: Any, keep: Any, devices: Any, tile: int | None) -> Job:
     """Check everything and cut a sweep into programs and chunks; nothing is compiled yet."""
-    if not isinstance(family, Family):
-        raise UsageError(f"family={family!r}: a Family is wanted; make one with @jaxstab.family.")
     tile, groups, seeds = plan.check_tile(tile), plan.make_groups(family, space), parse_seeds(seeds)
     devices = _check_devices(devices)
     data = [load_shared(family, group.spec) for group in groups]
@@ -138,9 +136,12 @@ def sweep(
     Raises:
         UsageError: one line with the value and the choices, before anything is compiled.
     """
+    if not isinstance(family, Family):
+        raise UsageError(f"family={family!r}: a Family is wanted; make one with @jaxstab.family.")
+    if not isinstance(space, Space):
+        raise UsageError(f"space={space!r}: make one with jaxstab.grid, zipped or sample.")
     job = make_job(family, space, seeds, keep, devices, tile)
-    table = Table(family, space, job.seeds)
-    table.reserve([outline.outputs for outline in job.outlines])
+    table = Table(Layout.of(family, space, job.seeds), [outline.outputs for outline in job.outlines])
     total = len(space) * len(job.seeds)
     disable = None if progress is None else not progress
     with tqdm.tqdm(total=total, unit=" networks", desc=family.name, disable=disable, leave=False) as bar:
@@ -164,8 +165,7 @@ def predict(family: Family = propagation, **axes: Any) -> xr.Dataset:
     space = grid(**axes)
     predicted = [family.predict(*family.configure(settings)) for settings in space.configurations()]
     predicted = [{name: np.asarray(value) for name, value in one.items()} for one in predicted]
-    table = Table(family, space, None)
-    table.reserve(predicted)
+    table = Table(Layout.of(family, space, None), predicted)
     for number, one in enumerate(predicted):
         table.fill((np.array([number]),), {name: value[None] for name, value in one.items()})
     return table.dataset({"source": "theory"})

@@ -1,8 +1,8 @@
 """Gaussian expectations of any elementwise function, kinks and jumps included, in float64.
 
-A function is sampled once, on Gauss-Legendre nodes over panels that are bisected until the function is a polynomial
-on each; a kink or a jump, wherever it lies, ends up on a panel boundary. The same nodes then serve every variance q,
-as E[f(sqrt(q) z)] = integral of f(x) N(x; 0, q) dx, z ~ N(0, 1).
+A function is sampled once, on Gauss-Legendre nodes over panels that are bisected until the function is a
+polynomial on each; a kink or a jump, wherever it lies, ends up on a panel boundary. The same nodes then serve
+every variance q, as E[f(sqrt(q) z)] = integral of f(x) N(x; 0, q) dx, z ~ N(0, 1).
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ Q_MIN, Q_MAX = 1e-20, 1e20
 """Variances outside are clipped to these: the limits q -> 0+ and q -> inf, as far as float64 tells."""
 
 _NODES, _WEIGHTS = leggauss(16)
-_UNIT = 1.0837  # panels end at this times powers of two: numbers at which nobody puts a kink, so that kinks show
+_PAIR_NODES, _PAIR_WEIGHTS = leggauss(10)  # in two dimensions nodes cost their square
+_BETWEEN = np.ravel(np.array([-0.75, -0.25, 0.25, 0.75])[:, None] + _NODES / 4)
+_INTERPOLATE = legvander(_BETWEEN, 15) @ np.linalg.inv(legvander(_NODES, 15))  # [64, 16]
+_UNIT = 1.0837  # panels end at this times powers of two: nobody puts a kink there, so that kinks show
 _SMALL_EDGES = _UNIT * 2.0 ** np.arange(-37, 0)
 _LARGE_EDGES = _UNIT * 2.0 ** np.arange(0, 38)
-_PANELS = 2_000  # at most so many; what lies farther out is then left unresolved
-_TOLERANCES = (1e-11, 1e-6)  # the second is for functions that compute in float32
+_OPEN = 512  # panels bisected at once, the nearest to 0; what lies farther out is then left unresolved
+_HUGE = 1e150  # values beyond count as infinite: their squares must be finite
+_TOLERANCES = ((1e-11, 1e-14), (1e-5, 1e-5))  # relative to the scale there and near 0; then as for float32
 _KINK = 1e-12  # relative width of a panel that is called a kink
 _TAIL = 10.0  # standard deviations beyond which nothing counts: P(|z| > 10) = 1.5e-23
 
@@ -35,8 +39,9 @@ _TAIL = 10.0  # standard deviations beyond which nothing counts: P(|z| > 10) = 1
 class Sampled:
     """A function and its slope on quadrature nodes. The Gaussian is even, so nodes come in pairs +-radius.
 
-    radius, weight: [node]. value, slope: [2, node], at +radius and at -radius. edges: the boundaries |x| of panels
-    on which the function is smooth, from 0 up; kinks: those at which it is not. reach: resolved for |x| up to this.
+    radius, weight: [node]. value, slope: [2, node], at +radius and at -radius. edges: the boundaries |x| of
+    panels on which the function is smooth, from 0 up; kinks: those at which it is not. reach: the function is
+    resolved for |x| up to this.
     """
 
     radius: np.ndarray
@@ -48,37 +53,38 @@ class Sampled:
     reach: float
 
     def mean(self, values: np.ndarray, q: float | np.ndarray) -> np.ndarray:
-        """E[f(sqrt(q) z)] of q's shape, for f given by its `values` [2, node]; NaN where f is not resolved.
+        """E[f(sqrt(q) z)] of functions f given by their `values` [..., 2, node]; shape [..., *q.shape].
 
-        Error about 1e-12 of the largest |f| that counts. q is clipped to [Q_MIN, Q_MAX].
+        Error about 1e-12 of the largest |f| that counts. NaN where f is not resolved. q is clipped to
+        [Q_MIN, Q_MAX].
         """
-        folded = values[0] + values[1]
-        finite = np.isfinite(folded)
+        folded = np.sum(values, axis=-2)
+        finite = np.isfinite(np.sum(folded.reshape(-1, folded.shape[-1]), axis=0))
         reach = min(self.reach, np.min(self.radius[~finite], initial=np.inf))
         use = finite & (self.radius < reach)
-        radius, weighted = self.radius[use], np.where(use, folded * self.weight, 0.0)[use]
+        radius, weighted = self.radius[use], (folded * self.weight)[..., use]
         sigma = np.sqrt(np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX))
-        flat = np.ravel(sigma)
-        blocks = [np.exp(-0.5 * (radius / s[:, None]) ** 2) @ weighted / s for s in _split(flat, 256)]
-        mean = np.concatenate(blocks).reshape(sigma.shape) / np.sqrt(2 * np.pi)
-        return np.where(_TAIL * sigma > reach, np.nan, mean)
+        columns = [s[:, None] for s in _split(np.ravel(sigma), 256)]
+        mean = np.concatenate([weighted @ (np.exp(-0.5 * (radius / s) ** 2) / s).T for s in columns], axis=-1)
+        mean = mean.reshape((*weighted.shape[:-1], *sigma.shape)) / np.sqrt(2 * np.pi)
+        edge = np.exp(-0.5 * (radius[-1] / sigma) ** 2) * radius[-1] / sigma
+        last = np.multiply.outer(np.abs(folded[..., use][..., -1]), edge)
+        return np.where((_TAIL * sigma > reach) | (last > 1e-9 * np.abs(mean)), np.nan, mean)
 
 
 @functools.lru_cache(maxsize=256)
 def sampled(function: Callable[..., jax.Array]) -> Sampled:
     """The function on its own nodes. Cached: the same function is sampled once."""
-    for tolerance in _TOLERANCES:
-        _, kinks, _ = _bisect(function, np.concatenate([[0.0], _LARGE_EDGES]), tolerance)
-        base = np.unique(np.concatenate([[0.0], _LARGE_EDGES, kinks]))
-        edges, _, reach = _bisect(function, base, tolerance)  # with boundaries at the kinks few panels are left
-        if reach > _TAIL:
-            break
-    panels = np.unique(np.concatenate([edges, _SMALL_EDGES]))  # small ones for small q, where the Gaussian is narrow
+    edges, kinks, reach = _smooth_panels(function, _TOLERANCES[0])
+    if reach < _TAIL:
+        edges, kinks, reach = _smooth_panels(function, _TOLERANCES[1])
+    panels = np.unique(np.concatenate([edges, _SMALL_EDGES]))  # for small q, where the Gaussian is narrow
     half = np.diff(panels) / 2
     radius = np.ravel((panels[:-1] + half)[:, None] + half[:, None] * _NODES)
     weight = np.ravel(half[:, None] * _WEIGHTS)
     x = np.stack([radius, -radius])
-    return Sampled(radius, weight, evaluate(function, x), evaluate(derivative(function), x), edges, kinks, reach)
+    value, slope = evaluate(function, x), evaluate(derivative(function), x)
+    return Sampled(radius, weight, value, slope, edges, kinks, reach)
 
 
 def expect(function: Callable[..., jax.Array]) -> float:
@@ -106,13 +112,13 @@ def second_moment(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.nd
 
 
 def slope_moment(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """E[phi'(sqrt(q) z)^2], of q's shape; at q = 0 the limit q -> 0+, which a kink at 0 makes unlike phi'(0)^2."""
+    """E[phi'(sqrt(q) z)^2], of q's shape. At q = 0 the limit q -> 0+: with a kink at 0 not phi'(0)^2."""
     nodes = sampled(phi)
     return nodes.mean(nodes.slope**2, q)
 
 
 def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """d E[phi(sqrt(q) z)^2] / dq = E[(z^2 - 1) phi^2] / 2q, of q's shape: the Gaussian's derivative, not phi's."""
+    """d E[phi(sqrt(q) z)^2] / dq, of q's shape, as E[(z^2 - 1) phi^2] / 2q: exact for jumps of phi too."""
     nodes = sampled(phi)
     q = np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX)
     square = nodes.value**2 - nodes.value[:, :1] ** 2  # E[z^2 - 1] = 0: what is constant would only cancel
@@ -122,10 +128,10 @@ def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) ->
 def expect_pair(
     function: Callable[..., jax.Array], correlation: float | np.ndarray, q: float | np.ndarray
 ) -> np.ndarray:
-    """E[f(u) f(v)] for u, v ~ N(0, q) with the given correlation; of the shape they broadcast to. Error about 1e-9.
+    """E[f(u) f(v)] for u, v ~ N(0, q) of the given correlation; of their common shape. Error about 1e-9.
 
-    As an iterated integral: u = sqrt(q) z, v given u is N(c u, q (1 - c^2)). Panels of both end at f's edges; those
-    of u also close in on the kinks of f, which the inner integral smooths over a width of sqrt(q (1 - c^2)).
+    An iterated integral: u = sqrt(q) z; v given u is N(c u, q (1 - c^2)). Panels of both end at f's edges,
+    and those of u close in on f's kinks, which the inner integral smooths over sqrt(q (1 - c^2)).
     """
     nodes = sampled(function)
     c, sigma = np.broadcast_arrays(
@@ -134,11 +140,8 @@ def expect_pair(
     flat_c, flat_sigma = np.ravel(c), np.ravel(sigma)
     per_pair = 16 * (len(nodes.edges) + 20) ** 2 * 100
     block = max(1, 2**25 // per_pair)
-    parts = [
-        _expect_pairs(function, nodes, *pair)
-        for pair in zip(_split(flat_c, block), _split(flat_sigma, block), strict=True)
-    ]
-    mean = np.concatenate(parts).reshape(c.shape)
+    pairs = zip(_split(flat_c, block), _split(flat_sigma, block), strict=True)
+    mean = np.concatenate([_expect_pairs(function, nodes, *pair) for pair in pairs]).reshape(c.shape)
     return np.where(_TAIL * sigma > nodes.reach, np.nan, mean)
 
 
@@ -150,7 +153,7 @@ def _expect_pairs(
     near = nodes.edges[nodes.edges < cut * np.max(sigma)]
     edges = np.concatenate([-near[::-1], near]) / sigma[:, None]
     kinks = np.concatenate([-nodes.kinks[::-1], [0.0], nodes.kinks]) / sigma[:, None]
-    width = np.sqrt(np.maximum(1 - c**2, 1e-14))  # floor: at c = +-1 the conditional law is a point
+    width = np.sqrt(np.maximum(1 - c**2, 1e-17))  # floor: at c = +-1 the conditional law is a point
     slope = np.where(np.abs(c) < 1e-3, 1e-3, c)
     grades = np.array([-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 8.0])
     graded = (kinks[:, :, None] + width[:, None, None] * grades) / slope[:, None, None]
@@ -163,59 +166,65 @@ def _expect_pairs(
 
 
 def _gaussian_nodes(edges: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [..., node] of the standard normal on [-cut, cut], with boundaries at edges [..., edge]."""
+    """Nodes and weights [..., node] of N(0, 1) on [-cut, cut], with panel boundaries at edges [..., edge]."""
     regular = np.broadcast_to(np.linspace(-cut, cut, 9), (*edges.shape[:-1], 9))
     panels = np.sort(np.clip(np.concatenate([edges, regular], axis=-1), -cut, cut), axis=-1)
     half = np.diff(panels)[..., None] / 2
-    nodes = panels[..., :-1, None] + half * (1 + _NODES)
-    weights = half * _WEIGHTS * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
+    nodes = panels[..., :-1, None] + half * (1 + _PAIR_NODES)
+    weights = half * _PAIR_WEIGHTS * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
     shape = (*edges.shape[:-1], -1)
     return nodes.reshape(shape), weights.reshape(shape)
 
 
+def _smooth_panels(
+    function: Callable[..., jax.Array], tolerance: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """`_bisect` done twice: with boundaries at the kinks that the first one finds, few panels are left."""
+    octaves = np.concatenate([[0.0], _LARGE_EDGES])
+    _, kinks, _ = _bisect(function, octaves, tolerance)
+    edges, _, reach = _bisect(function, np.unique(np.concatenate([octaves, kinks])), tolerance)
+    return edges, kinks, reach
+
+
 def _bisect(
-    function: Callable[..., jax.Array], edges: np.ndarray, tolerance: float
+    function: Callable[..., jax.Array], edges: np.ndarray, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(edges, kinks, reach): panels of |x| halved until the function is resolved on each, at +x and at -x."""
     left, right = edges[:-1], edges[1:]
-    done, kinks, reach = [0.0], [], np.inf
-    peak = np.max(np.abs(evaluate(function, np.linspace(-_UNIT, _UNIT, 101))))
+    done, found, reach = [0.0], [], np.inf
     while left.size:
-        fine, finite = _resolved(function, left, right, tolerance, peak)
+        fine, finite = _resolved(function, left, right, tolerance)
         tiny = (right - left <= _KINK * right) | (right < _KINK)
         reach = min(reach, np.min(left[~finite], initial=np.inf))
-        kinks.extend(((left + right) / 2)[finite & ~fine & tiny & (right >= _KINK)])
+        found.extend(((left + right) / 2)[finite & ~fine & tiny & (right >= _KINK)])
         done.extend(right[finite & (fine | tiny)])
-        open_ = finite & ~fine & ~tiny & (left < reach)
-        middle = (left[open_] + right[open_]) / 2
-        left, right = np.concatenate([left[open_], middle]), np.concatenate([middle, right[open_]])
+        halve = finite & ~fine & ~tiny & (left < reach)
+        middle = (left[halve] + right[halve]) / 2
+        left, right = np.concatenate([left[halve], middle]), np.concatenate([middle, right[halve]])
         order = np.argsort(left)
-        room = max(0, _PANELS - len(done))
-        reach = min(reach, np.min(left[order][room:], initial=np.inf))
-        left, right = left[order][:room], right[order][:room]
-    return np.unique(done), np.unique(kinks), float(reach)
+        reach = min(reach, np.min(left[order][_OPEN:], initial=np.inf))
+        left, right = left[order][:_OPEN], right[order][:_OPEN]
+    smooth, kinks = np.unique(done), np.unique(found)
+    return smooth[smooth <= reach], kinks[kinks <= reach], float(reach)
 
 
 def _resolved(
-    function: Callable[..., jax.Array], left: np.ndarray, right: np.ndarray, tolerance: float, peak: float
+    function: Callable[..., jax.Array], left: np.ndarray, right: np.ndarray, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(fine, finite) [panel]: does the polynomial through the nodes meet the function and its slope in between?"""
+    """(fine, finite) [panel]: fine where the polynomial through the nodes meets the function in between."""
     half = (right - left)[:, None] / 2
     x, between = left[:, None] + half * (1 + _NODES), left[:, None] + half * (1 + _BETWEEN)
-    fine, finite = np.full(left.size, True), np.full(left.size, False)
+    fine, finite = np.full(left.size, True), np.full(left.size, True)
     for f in (function, derivative(function)):
         at_nodes = evaluate(f, np.stack([x, -x]))
+        peak = np.nanmax(np.abs(evaluate(f, _UNIT * _NODES)), initial=0.0)
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(at_nodes @ _INTERPOLATE.T - evaluate(f, np.stack([between, -between])))
-            scale = np.max(np.abs(at_nodes), axis=(0, 2))  # of both signs: the Gaussian gives them equal weight
-            fine &= np.max(error, axis=(0, 2)) <= tolerance * np.maximum(scale, 1e-14 * peak)
-        finite |= np.any(np.isfinite(at_nodes), axis=2).all(axis=0)
+            scale = np.max(np.abs(at_nodes), axis=(0, 2))  # of both signs: they weigh the same
+            fine &= np.max(error, axis=(0, 2)) <= np.maximum(tolerance[0] * scale, tolerance[1] * peak)
+        finite &= np.any(np.abs(at_nodes) < _HUGE, axis=2).all(axis=0)
     return fine, finite
 
 
 def _split(flat: np.ndarray, block: int) -> list[np.ndarray]:
     return [flat[i : i + block] for i in range(0, max(flat.size, 1), block)]
-
-
-_BETWEEN = np.ravel(np.array([-0.75, -0.25, 0.25, 0.75])[:, None] + _NODES / 4)
-_INTERPOLATE = legvander(_BETWEEN, 15) @ np.linalg.inv(legvander(_NODES, 15))  # [64, 16]

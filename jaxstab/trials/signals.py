@@ -61,9 +61,7 @@ def mean_cosine(x: Float[Array, "batch units"]) -> Float[Array, ""]:
 
     The sum over pairs is taken from |sum of unit rows|^2 = r + sum over pairs: batch x units operations.
     """
-    m, _ = rescale(x)
-    row_exponent = jax.vmap(exponent_of)(m)
-    m = jnp.ldexp(m, -row_exponent[:, None])
+    m, _ = jax.vmap(rescale)(x)
     norm = jnp.sqrt(jnp.sum(m * m, axis=1, keepdims=True))
     nonzero = norm > 0
     unit = jnp.where(nonzero, m / jnp.where(nonzero, norm, 1.0), 0.0)

@@ -95,22 +95,18 @@ def test_normal_and_constant_ignore_the_width():
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes"),
+    ("shape", "axes", "fans"),
     [
-        ((3, 3, 4, 8), {}),
-        ((4, 3, 3, 8), {"in_axis": 0, "out_axis": 3}),
-        ((6, 3, 4, 8), {"batch_axis": 0}),
-        ((6, 5, 4, 8), {"in_axis": (1, 2), "out_axis": -1, "batch_axis": (0,)}),
+        ((3, 3, 4, 8), {}, (36, 72)),
+        ((4, 3, 3, 8), {"in_axis": 0, "out_axis": 3}, (36, 72)),
+        ((6, 3, 4, 8), {"batch_axis": 0}, (12, 24)),
+        ((6, 5, 4, 8), {"in_axis": (1, 2), "out_axis": -1, "batch_axis": (0,)}, (20, 8)),
     ],
 )
-def test_convolutions_are_scaled_as_jax_scales_them(shape, axes):
-    for name, law in [("lecun_uniform", (1.0, "fan_in")), ("xavier_uniform", (1.0, "fan_avg"))]:
-        peer = jax.nn.initializers.variance_scaling(*law, "uniform", **axes)(jax.random.key(0), shape)
-        np.testing.assert_allclose(draw(name, shape, **axes), peer, rtol=1e-6)
-    fan_in, fan_out = initializers.compute_fans(shape, **axes)
-    squares = draw("kaiming_normal", shape, **axes).astype(np.float64) ** 2
-    assert abs(squares.mean() - 2 / fan_in) < 5 * squares.std() / math.sqrt(squares.size)
-    assert fan_out == fan_in * 8 / np.prod([shape[i] for i in np.atleast_1d(axes.get("in_axis", -2))])
+def test_convolutions_are_scaled_as_jax_scales_them(shape, axes, fans):
+    assert initializers.compute_fans(shape, **axes) == fans
+    peer = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", **axes)(jax.random.key(0), shape)
+    np.testing.assert_allclose(draw("xavier_uniform", shape, **axes), peer, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", initializers.NAMES)
@@ -179,33 +175,6 @@ def test_orthogonal_draws_one_matrix_for_each_batch_index():
     for index in range(3):
         np.testing.assert_allclose(weights[:, index].T @ weights[:, index], np.eye(8), atol=2e-6)
     assert np.abs(weights[:, 0] - weights[:, 1]).max() > 0.1
-
-
-@pytest.mark.parametrize("shape", [(5, 5), (5, 3), (3, 5)])
-def test_orthogonal_is_haar(shape):
-    """Each squared entry is Beta(1/2, (n - 1)/2), signs are fair, the trace has mean 0 and variance 1."""
-    keys = jax.random.split(jax.random.key(7), 4000)
-    matrices = np.asarray(
-        jax.jit(jax.vmap(lambda key: initializers.orthogonal()(key, shape)))(keys), np.float64
-    )
-    beta = stats.beta(0.5, (max(shape) - 1) / 2)
-    for row, column in [(0, 0), (2, 2), (shape[0] - 1, 0), (0, shape[1] - 1)]:
-        entry = matrices[:, row, column]
-        assert stats.kstest(entry**2, beta.cdf).pvalue > 1e-3
-        assert stats.binomtest(int((entry > 0).sum()), len(entry)).pvalue > 1e-3
-    trace = np.trace(matrices, axis1=1, axis2=2)
-    assert_moments(trace, min(shape) / max(shape))
-    # left without the signs of R, LAPACK's Q fails the same test
-    peer = np.linalg.qr(np.random.default_rng(8).normal(size=(4000, 5, 5)))[0][:, 0, 0]
-    assert stats.binomtest(int((peer > 0).sum()), len(peer)).pvalue < 1e-3
-
-
-def test_orthogonal_calls_no_lapack():
-    lowered = jax.jit(jax.vmap(lambda key: initializers.orthogonal()(key, (40, 40))))
-    text = lowered.lower(jax.random.split(jax.random.key(0), 3)).as_text()
-    assert "custom_call" not in text
-    peer = jax.jit(lambda key: jax.nn.initializers.orthogonal()(key, (40, 40)))
-    assert "custom_call" in peer.lower(jax.random.key(0)).as_text()
 
 
 def test_biases_of_torch_default():

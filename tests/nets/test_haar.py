@@ -1,0 +1,79 @@
+"""Gram-Schmidt in lax loops: orthonormal to float32's epsilon, Haar in law, no LAPACK."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxstab.nets import haar
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (31, 40), (33, 33), (100, 64), (96, 200)])
+def test_rows_or_columns_are_orthonormal(shape):
+    matrix = np.asarray(haar.haar_matrix(KEY, *shape), np.float64)
+    assert matrix.shape == shape
+    product = matrix @ matrix.T if shape[0] <= shape[1] else matrix.T @ matrix
+    np.testing.assert_allclose(product, np.eye(len(product)), atol=2e-6)
+
+
+def test_gram_schmidt_is_the_qr_decomposition_with_a_positive_diagonal():
+    rows = np.random.default_rng(1).normal(size=(40, 70)).astype(np.float32)
+    q, r = np.linalg.qr(rows.astype(np.float64).T)
+    np.testing.assert_allclose(
+        haar.orthonormal_rows(jnp.asarray(rows)), (q * np.sign(np.diag(r))).T, atol=1e-5
+    )
+
+
+def test_nearly_dependent_rows_are_orthogonalized_too():
+    rows = 1 + 1e-4 * jax.random.normal(KEY, (40, 64))
+    frame = np.asarray(haar.orthonormal_rows(rows), np.float64)
+    np.testing.assert_allclose(frame @ frame.T, np.eye(40), atol=2e-6)
+    unscaled = np.asarray(rows / jnp.linalg.norm(rows, axis=1, keepdims=True), np.float64)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(unscaled @ unscaled.T, np.eye(40), atol=2e-6)
+
+
+def test_a_zero_row_stays_zero():
+    rows = jax.random.normal(KEY, (5, 8)).at[2].set(0.0)
+    frame = haar.orthonormal_rows(rows)
+    np.testing.assert_allclose(frame @ frame.T, np.diag([1.0, 1, 0, 1, 1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (5, 3), (3, 5)])
+def test_the_law_is_haar(shape):
+    """Each squared entry is Beta(1/2, (n - 1)/2), signs are fair, the trace has mean 0 and variance k/n."""
+    keys = jax.random.split(jax.random.key(7), 4000)
+    matrices = np.asarray(jax.jit(jax.vmap(lambda key: haar.haar_matrix(key, *shape)))(keys), np.float64)
+    beta = stats.beta(0.5, (max(shape) - 1) / 2)
+    for row, column in [(0, 0), (2, 2), (shape[0] - 1, 0), (0, shape[1] - 1)]:
+        entry = matrices[:, row, column]
+        assert stats.kstest(entry**2, beta.cdf).pvalue > 1e-3
+        assert stats.kstest((1.1 * entry) ** 2, beta.cdf).pvalue < 1e-3
+        assert stats.binomtest(int((entry > 0).sum()), len(entry)).pvalue > 1e-3
+    trace = np.trace(matrices, axis1=1, axis2=2)
+    assert abs(trace.mean()) < 5 * trace.std() / math.sqrt(len(trace))
+    squares = trace**2
+    assert abs(squares.mean() - min(shape) / max(shape)) < 5 * squares.std() / math.sqrt(len(trace))
+
+
+def test_without_the_signs_of_r_it_would_not_be_haar():
+    peer = np.linalg.qr(np.random.default_rng(8).normal(size=(4000, 5, 5)))[0][:, 0, 0]
+    assert stats.binomtest(int((peer > 0).sum()), len(peer)).pvalue < 1e-3
+
+
+def test_no_lapack_is_called():
+    lowered = jax.jit(jax.vmap(lambda key: haar.haar_matrix(key, 40, 40))).lower(jax.random.split(KEY, 3))
+    assert "custom_call" not in lowered.as_text()
+    peer = jax.jit(lambda key: jax.nn.initializers.orthogonal()(key, (40, 40)))
+    assert "custom_call" in peer.lower(KEY).as_text()
+
+
+def test_lanes_do_not_know_each_other():
+    keys = jax.random.split(KEY, 3)
+    together = jax.jit(jax.vmap(lambda key: haar.haar_matrix(key, 33, 40)))(keys)
+    np.testing.assert_allclose(together[1], haar.haar_matrix(keys[1], 33, 40), atol=1e-5)

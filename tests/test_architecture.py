@@ -1,0 +1,115 @@
+"""The house: which floor may know which, what stands at the top, what is public."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxstab
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "errors": 0, "typing": 0, "theory": 1, "nets": 2, "data": 2, "trials": 3, "engine": 4, "diagnosis": 5, "report": 5,
+    "cli": 6,
+}  # fmt: skip
+APART = [("nets", "data"), ("diagnosis", "report")]
+MAY_TOUCH_FILES = ("engine/store.py", "data/", "report/", "cli.py", "__init__.py")
+PUBLIC = {
+    "gain", "initializers", "critical_initialization", "grid", "zipped", "sample", "sweep", "propagate", "predict",
+    "propagation", "family", "Family",
+}  # fmt: skip
+SOURCES = sorted((ROOT / "jaxstab").rglob("*.py"))
+
+
+def floor_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(path: Path) -> list[str]:
+    """Modules of jaxstab that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "jaxstab" else [node.module]
+    return [name for name in found if name and name.startswith("jaxstab.")]
+
+
+def climbs(path: Path) -> list[str]:
+    """Imports of a file that do not go down."""
+    own = floor_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    wrong = []
+    for name in imports_of(path):
+        other = floor_of(name)
+        if other == own or own == "__init__":
+            continue
+        if FLOORS[other] > FLOORS[own] or (own, other) in APART or (other, own) in APART:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    assert climbs(path) == []
+
+
+def test_a_climbing_import_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "jaxstab/theory").mkdir(parents=True)
+    wrong = tmp_path / "jaxstab/theory/wrong.py"
+    wrong.write_text("from jaxstab.nets import initializers\n")
+    assert climbs(wrong) == ["jaxstab.nets"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_touched_and_text_is_printed_only_where_that_is_the_job(path):
+    inside = str(path.relative_to(ROOT / "jaxstab"))
+    if inside.startswith(MAY_TOUCH_FILES):
+        return
+    calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    names = {f.id for f in calls if isinstance(f, ast.Name)} | {f.attr for f in calls if isinstance(f, ast.Attribute)}
+    assert not names & {"open", "print", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_ever_unpickled(path):
+    text = path.read_text()
+    assert "pickle" not in text.replace("allow_pickle=False", "").replace("allow_pickle = False", "")
+
+
+def test_the_top_of_the_tree():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    top = {name.split("/")[0] for name in listed if not name.startswith(".")}
+    assert top <= {"pyproject.toml", "jaxstab", "experiments", "tests", "README.md", "LICENSE"}
+
+
+def test_the_public_surface():
+    assert set(jaxstab.__all__) >= PUBLIC
+    assert all(getattr(jaxstab, name) is not None for name in jaxstab.__all__)
+
+
+def test_no_folder_bears_the_name_of_a_public_function():
+    folders = {p.name for p in (ROOT / "jaxstab").iterdir() if p.is_dir()}
+    assert not folders & set(jaxstab.__all__)
+
+
+def test_importing_jaxstab_imports_no_jax():
+    code = "import sys, jaxstab; print('jax' in sys.modules, 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_every_core_is_a_device_unless_the_user_said_otherwise():
+    code = "import jaxstab, os; print(os.environ['JAX_NUM_CPU_DEVICES'])"
+    environment = {"PATH": "/usr/bin:/bin"}
+    cores = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(cores.stdout) >= 1
+    environment["JAX_NUM_CPU_DEVICES"] = "5"
+    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(given.stdout) == 5
