@@ -7,6 +7,8 @@ from .engine.space import log_uniform as log_uniform
 from .engine.space import sample as sample
 from .engine.space import uniform as uniform
 from .engine.space import zipped as zipped
+from .engine.store import open_store as open_store
+from .errors import Interrupted as Interrupted
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
 from .theory.gains import critical_initialization as critical_initialization

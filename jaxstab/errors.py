@@ -18,3 +18,14 @@ def require_choice(value: object, choices: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"unknown {what} {value!r}.{hint} Choices: {', '.join(names)}.")
+
+
+class Interrupted(SystemExit):
+    """A stored sweep was asked to stop and can be resumed. Uncaught, the process ends with exit code 75."""
+
+    def __init__(self, message: str):
+        super().__init__(75)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

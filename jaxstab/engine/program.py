@@ -27,6 +27,7 @@ class Program:
     def __init__(
         self, family: Family, spec: Any, keep: tuple[str, ...], tile: int, capacity: int, devices: tuple[Any, ...]
     ):
+        self.family, self.spec, self.keep = family, spec, keep
         self.lane = plan.kept_lane(family, spec, keep)
         self.tile, self.capacity = tile, capacity
         self.mesh = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
@@ -39,14 +40,25 @@ class Program:
 
     def start(self, seeds: np.ndarray, hparams: Any, shared: tuple[Any, ...]) -> Any:
         """Begin to run the lanes; returns arrays [device, tile number, lane, ...] that will hold the results."""
+        arguments = self._arguments(seeds, hparams)
+        return self.compile(*arguments, *shared)(*arguments, *shared)
+
+    def memory(self, lanes: tuple[np.ndarray, Any], shared: tuple[Any, ...]) -> int:
+        """Bytes that the program needs on each device, by the compiler's own analysis; 0 where it says nothing."""
+        analysis = self.compile(*self._arguments(*lanes), *shared).memory_analysis()
+        if analysis is None:
+            return 0
+        needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        return needed - analysis.alias_size_in_bytes
+
+    def _arguments(self, seeds: np.ndarray, hparams: Any) -> tuple[Any, ...]:
         tiles, slots = self._deal(len(seeds))
         # an empty slot repeats a lane: it is never run, or its result is never read
         lane_at = np.zeros(self.lanes, int)
         lane_at[slots] = np.arange(len(seeds))
         lane_at = lane_at.reshape(self.mesh.size, self.capacity, self.tile)
         numbers = jax.tree.map(lambda x: x[lane_at], (seeds, hparams))
-        arguments = jax.device_put((tiles, *numbers), NamedSharding(self.mesh, SPLIT))
-        return self.compile(*arguments, *shared)(*arguments, *shared)
+        return jax.device_put((tiles, *numbers), NamedSharding(self.mesh, SPLIT))
 
     def put_shared(self, data: Any) -> Any:
         """Data that every lane reads, whole on every device."""

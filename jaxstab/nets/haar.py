@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+TOLERANCE = 8 * float(jnp.finfo(jnp.float32).eps)
+"""Rounding leaves less than this share of a row that depends on others (6e-7 seen up to 1,024 columns)."""
+
 PANEL = 32
 """Rows orthogonalized at a time: 32 x 256 float32 numbers stay in a core's first cache."""
 
@@ -23,36 +26,41 @@ def haar_matrix(key: Array, rows: int, columns: int) -> Float[Array, "{rows} {co
     """
     tall = rows > columns
     shape = (columns, rows) if tall else (rows, columns)
-    frame = orthonormal_rows(jax.random.normal(key, shape, jnp.float32))
+    frame = orthonormal_rows(jax.random.normal(key, shape, jnp.float32), tolerance=0.0)
     return frame.T if tall else frame
 
 
-def orthonormal_rows(rows: Float[Array, "k n"]) -> Float[Array, "k n"]:
-    """Gram-Schmidt from the first row on, k <= n: row i of the result lies in the span of rows 1..i.
+def orthonormal_rows(rows: Float[Array, "k n"], tolerance: float = TOLERANCE) -> Float[Array, "k n"]:
+    """Gram-Schmidt from the first row on: orthonormal rows and zeros that span what `rows` span, at any rank.
 
-    A row that is exactly zero stays zero. For generic rows; those nearly in the span of the others lose
-    orthogonality as in any scheme without pivoting.
+    Row i lies in the span of rows 1..i, and is zero where it adds less than `tolerance` of its own length to
+    the rows before it: what is left there is rounding, of no direction. Rows' squares must be in range.
     """
     k, n = rows.shape
     panel = min(PANEL, k)
     count = -(-k // panel)
     padded = jnp.zeros((count * panel, n), jnp.float32).at[:k].set(rows)
+    floors = tolerance * jnp.sqrt(jnp.sum(padded * padded, axis=1))
 
     def add_panel(index: Array, frame: Array) -> Array:
         block = jax.lax.dynamic_slice_in_dim(padded, index * panel, panel)
-        for _ in range(2):
-            block = _orthonormalize_panel(_remove(block, frame))
+        floor = jax.lax.dynamic_slice_in_dim(floors, index * panel, panel)
+        block = _orthonormalize_panel(_remove(block, frame), floor)
+        block = _orthonormalize_panel(_remove(block, frame), jnp.zeros_like(floor))
         return jax.lax.dynamic_update_slice_in_dim(frame, block, index * panel, axis=0)
 
     return jax.lax.fori_loop(0, count, add_panel, jnp.zeros_like(padded))[:k]
 
 
-def _orthonormalize_panel(block: Float[Array, "p n"]) -> Float[Array, "p n"]:
+def _orthonormalize_panel(block: Float[Array, "p n"], floor: Float[Array, " p"]) -> Float[Array, "p n"]:
+    """The rows of `block` made orthonormal, or zero where no more than `floor` is left of their length."""
+
     def add_row(index: Array, frame: Array) -> Array:
         row = jax.lax.dynamic_slice_in_dim(block, index, 1)
         row = _remove(_remove(row, frame), frame)
         norm = jnp.sqrt(jnp.sum(row * row))
-        row = row * jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+        kept = norm > floor[index]
+        row = jnp.where(kept, row / jnp.where(kept, norm, 1), 0)
         return jax.lax.dynamic_update_slice_in_dim(frame, row, index, axis=0)
 
     return jax.lax.fori_loop(0, len(block), add_row, jnp.zeros_like(block))

@@ -122,7 +122,8 @@ def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) ->
     nodes = sampled(phi)
     q = np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX)
     square = nodes.value**2 - nodes.value[:, :1] ** 2  # E[z^2 - 1] = 0: what is constant would only cancel
-    return (nodes.mean(nodes.radius**2 * square, q) / q - nodes.mean(square, q)) / (2 * q)
+    with_radius, without = nodes.mean(np.stack([nodes.radius**2 * square, square]), q)
+    return (with_radius / q - without) / (2 * q)
 
 
 def expect_pair(

@@ -1,8 +1,8 @@
 """Infinitely wide random networks: maps of the variance and the correlation, their fixed points, their phase.
 
 Weights have standard deviation sigma_w / sqrt(fan_in), biases sigma_b. q is the variance of a preactivation,
-Weights have standard deviation sigma_w / sqrt(fan_in), biases sigma_b. q is the variance of a preactivation,
-factor on a gradient's second moment per layer. Every function takes numbers, or arrays that broadcast.
+c the correlation of two inputs' preactivations, z ~ N(0, 1), phi the activation; chi = sigma_w^2 E[phi'^2] is
+the factor on a gradient's second moment per layer. Every function takes numbers, or arrays that broadcast.
 
 Poole et al. 2016 (arXiv:1606.05340), section 2; Schoenholz et al. 2017 (arXiv:1611.01232), sections 2 and 3.
 """
@@ -92,7 +92,7 @@ def fixed_point(
     """Where the variance map leads from inputs of second moment q0, that is from sigma_w^2 q0 + sigma_b^2.
 
     The nearest root in the direction of the first step; exact where the map rises with q, as those of all
-    named activations do. Relative error of q about 1e-9. A homogeneous activation with sigma_w^2 E[phi^2] = 1,
+    named activations do. Relative error of q about 1e-9. A homogeneous activation of sigma_w^2 E[phi^2] = 1,
     within MARGIN, and no bias keeps any q. 4096 points take about a second.
     """
     phi = resolve(activation)
@@ -221,19 +221,28 @@ def _bracketed_root(
     phi: Callable[..., jax.Array], w: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
     """Root of ln Q(q) - ln q between low and high, by Newton's method in ln q, kept inside by bisection."""
-    x, low, high = (np.log(low) + np.log(high)) / 2, np.log(low), np.log(high)
-    falls = _log_excess(phi, w, b, low)[0] > 0
+    low, high = np.log(low), np.log(high)
+    at_low, at_high = (_log_excess(phi, w, b, x)[0] for x in (low, high))
+    falls = at_low > at_high
+    with np.errstate(divide="ignore", invalid="ignore"):
+        guess = low - at_low * (high - low) / (at_high - at_low)
+    x = np.where((guess > low) & (guess < high), guess, (low + high) / 2)
+    active = np.arange(x.size)
     for _ in range(40):
-        excess, slope = _log_excess(phi, w, b, x)
-        right = (excess > 0) == falls  # the root lies to the right of x
-        low, high = np.where(right, x, low), np.where(right, high, x)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            newton = x - excess / slope
-        inside = (newton > low) & (newton < high)
-        moved = np.where(inside, newton, (low + high) / 2)
-        if np.max(np.abs(moved - x), initial=0.0) < 1e-12:
+        if not active.size:
             break
-        x = moved
+        excess, slope = _log_excess(phi, w[active], b[active], x[active])
+        right = (excess > 0) == falls[active]  # the root lies to the right of x
+        low[active], high[active] = (
+            np.where(right, x[active], low[active]),
+            np.where(right, high[active], x[active]),
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            newton = x[active] - excess / slope
+        inside = (newton > low[active]) & (newton < high[active])
+        moved = np.where(inside, newton, (low[active] + high[active]) / 2)
+        step, x[active] = np.abs(moved - x[active]), moved
+        active = active[step > 1e-10]
     return np.exp(x)
 
 

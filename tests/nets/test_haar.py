@@ -38,10 +38,46 @@ def test_nearly_dependent_rows_are_orthogonalized_too():
         np.testing.assert_allclose(unscaled @ unscaled.T, np.eye(40), atol=2e-6)
 
 
-def test_a_zero_row_stays_zero():
-    rows = jax.random.normal(KEY, (5, 8)).at[2].set(0.0)
-    frame = haar.orthonormal_rows(rows)
-    np.testing.assert_allclose(frame @ frame.T, np.diag([1.0, 1, 0, 1, 1]), atol=1e-6)
+def rank_3(rows):
+    left, right = jax.random.normal(KEY, (rows, 3)), jax.random.normal(jax.random.key(1), (3, 64))
+    return jnp.matmul(left, right, precision="highest")
+
+
+GENERIC = jax.random.normal(KEY, (16, 64))
+
+
+@pytest.mark.parametrize(
+    ("rows", "rank"),
+    [
+        (GENERIC.at[2].set(0.0), 15),
+        (GENERIC.at[8:].set(GENERIC[:8]), 8),
+        (jnp.tile(GENERIC[:1], (16, 1)), 1),
+        (GENERIC.at[5].set(-1e-3 * GENERIC[0]), 15),
+        (rank_3(16), 3),
+        (rank_3(70), 3),
+        (jax.random.normal(KEY, (70, 64)), 64),
+        (jnp.zeros((4, 64)), 0),
+        (GENERIC[0] + 4e-6 * GENERIC[1:], 15),
+    ],
+    ids=[
+        "a zero",
+        "duplicates",
+        "all equal",
+        "a multiple",
+        "rank 3",
+        "rank 3, panels",
+        "tall",
+        "zeros",
+        "near",
+    ],
+)
+def test_dependent_rows_become_zeros_and_the_others_span_them(rows, rank):
+    frame = np.asarray(haar.orthonormal_rows(rows), np.float64)
+    norms = np.linalg.norm(frame, axis=1)
+    assert int((norms > 0).sum()) == rank
+    np.testing.assert_allclose(frame @ frame.T, np.diag(norms > 0).astype(float), atol=2e-6)
+    beyond = rows - (np.asarray(rows, np.float64) @ frame.T) @ frame
+    assert np.linalg.norm(beyond) <= 2e-6 * np.linalg.norm(rows)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (5, 3), (3, 5)])

@@ -1,0 +1,93 @@
+"""What the bits of a sweep depend on: resuming under anything else is refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxstab.engine import plan
+from jaxstab.trials.family import Family
+
+CONFIGURATION = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable", "jax_numpy_dtype_promotion")
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, device and settings that machine code and its rounding follow from."""
+    found = {
+        "versions": {name: metadata.version(name) for name in ("jaxstab", "jax", "jaxlib")},
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "xla_flags": sorted(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f),
+        "configuration": {name: str(getattr(jax.config, name, None)) for name in CONFIGURATION},
+    }
+    if device.platform == "cpu":  # its kind is only "cpu"; sums depend on how many threads XLA cuts them for
+        found |= {"cpu": _cpu_model(), "thread_pool": thread_pool()}
+    return found
+
+
+def thread_pool() -> int:
+    """Threads of XLA's pool on the CPU: the larger of cores (or NPROC) and CPU devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(int(os.environ.get("NPROC", cores)), jax.local_device_count("cpu"))
+
+
+def describe_groups(
+    family: Family, groups: Sequence[plan.Group], outlines: Sequence[plan.Outline], shared: Sequence[tuple[Any, ...]]
+) -> list[dict[str, Any]]:
+    """Each group as a manifest has it: its configurations, tile and chunk, outputs, program and data."""
+    return [
+        {
+            "spec": repr(group.spec),
+            "members": group.members.tolist(),
+            "hparams": _digest_arrays(group.hparams),
+            "tile": outline.tile,
+            "tiles_per_chunk": outline.tiles_per_chunk,
+            "outputs": {
+                name: {"shape": list(s.shape), "dtype": str(s.dtype if s.dtype.kind in "biuf" else np.dtype("f4"))}
+                for name, s in outline.outputs.items()
+            },
+            "program": _digest_program(family, group, outline, own),
+            "data": _digest_arrays(own),
+        }
+        for group, outline, own in zip(groups, outlines, shared, strict=True)
+    ]
+
+
+def _digest_program(family: Family, group: plan.Group, outline: plan.Outline, shared: tuple[Any, ...]) -> str:
+    """SHA-256 of one tile's lowered program; the same on any number of devices."""
+    keep = tuple(name for name in outline.outputs if name != "status")
+    lane = plan.kept_lane(family, group.spec, keep)
+    batched = lambda shape, dtype: jax.ShapeDtypeStruct((outline.tile, *shape), dtype)  # noqa: E731
+    hparams = jax.tree.map(lambda x: batched(x.shape[1:], x.dtype), group.hparams)
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), shared)
+    run_tile = lambda seeds, h, *data: jax.vmap(lambda s, own: lane(s, own, *data))(seeds, h)  # noqa: E731
+    lowered = jax.jit(run_tile).lower(batched((), np.uint32), hparams, *data)
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+def _digest_arrays(tree: Any) -> str:
+    digest = hashlib.sha256(str(jax.tree.structure(tree)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _cpu_model() -> str:
+    """The processor's name: its instructions decide how XLA vectorizes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    stripped = {k.strip(): v.strip() for k, v in fields.items()}
+    flags = hashlib.sha256(" ".join(sorted(stripped.get("flags", "").split())).encode()).hexdigest()[:12]
+    return f"{stripped.get('model name', platform.machine())} ({flags})"

@@ -1,0 +1,244 @@
+"""A sweep on disk: one manifest and immutable chunks, so that it can be left running and taken up again.
+
+    FOLDER/manifest.json               what the sweep is, and everything its bits depend on
+    FOLDER/0-000012-<SHA-256>.npz      chunk 12 of group 0
+
+A chunk counts when its content agrees with its name. Nothing is ever unpickled. Files are written under a
+temporary name, flushed, renamed, and the folder flushed, so that a kill at any moment loses the chunk in hand and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from jaxstab.engine.label import Layout, Table
+from jaxstab.errors import UsageError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+CHUNK_NAME = re.compile(r"(\d+)-(\d{6})-([0-9a-f]{64})\.npz")
+
+
+class StoreError(UsageError):
+    """A folder that cannot be used as asked; one line says why. Good chunks stay as they are."""
+
+
+class Store:
+    """One sweep's folder, held by one process (or by the processes of one distributed run)."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.process = 0
+
+    @contextlib.contextmanager
+    def hold(self, process: int = 0, processes: int = 1) -> Iterator[None]:
+        """Keep every other sweep off the folder; processes of one distributed run hold it together."""
+        self.process = process
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            whole = (self.path / "lock").open("a")
+            own = (self.path / f"lock-{process}").open("a") if processes > 1 else None
+        except OSError as error:
+            raise StoreError(f"store {self.path}: cannot be written: {error.strerror}.") from None
+        with whole, own or contextlib.nullcontext():
+            try:
+                fcntl.flock(whole, (fcntl.LOCK_SH if processes > 1 else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                if own is not None:
+                    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StoreError(f"store {self.path}: another process is running a sweep in this folder.") from None
+            for left in self.path.glob(f".{process}-*"):  # what a kill left behind
+                left.unlink(missing_ok=True)
+            yield
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest of a new sweep, or make sure that the folder holds the same one.
+
+        More seeds after the old ones are the same sweep grown: its manifest is replaced.
+        """
+        wanted = seal(manifest)
+        if not (self.path / MANIFEST).exists():
+            if any(CHUNK_NAME.fullmatch(f.name) for f in self.path.iterdir()):
+                raise StoreError(f"store {self.path}: there are chunks but no {MANIFEST}; choose another folder.")
+            self._write(MANIFEST, (json.dumps(wanted, indent=1) + "\n").encode())
+            return
+        found = self.read_manifest()
+        old, new = found["layout"]["seeds"], wanted["layout"]["seeds"]
+        grown = len(new) > len(old) and new[: len(old)] == old
+        if grown:
+            found["layout"]["seeds"] = new
+        difference = _first_difference(found, wanted)
+        if difference:
+            raise StoreError(
+                f"store {self.path} holds another sweep: {difference}. Give the same call, or another folder."
+            )
+        if grown:
+            self._write(MANIFEST, (json.dumps(wanted, indent=1) + "\n").encode())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or one line why there is none to read."""
+        path = self.path / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+            schema = manifest["schema"]
+        except FileNotFoundError:
+            raise StoreError(f"store {self.path}: no {MANIFEST} there, so no sweep.") from None
+        except OSError as error:
+            raise StoreError(f"store {self.path}: {MANIFEST} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"store {self.path}: {MANIFEST} is damaged (not the JSON that was written).") from None
+        if schema != SCHEMA:
+            raise StoreError(
+                f"store {self.path}: written by schema {schema}, this jaxstab knows {SCHEMA}; upgrade jaxstab."
+            )
+        if _digest(manifest) != manifest.get("digest"):
+            raise StoreError(f"store {self.path}: {MANIFEST} was changed by hand (its digest does not agree).")
+        return manifest
+
+    def write_chunk(self, group: int, number: int, values: Mapping[str, np.ndarray]) -> None:
+        """Write one chunk; it is there as a whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **dict(values))
+        content = buffer.getvalue()
+        self._write(f"{group}-{number:06d}-{hashlib.sha256(content).hexdigest()}.npz", content)
+
+    def chunks(self) -> dict[tuple[int, int], list[Path]]:
+        """Files that bear the name of a chunk, by (group, number)."""
+        found: dict[tuple[int, int], list[Path]] = {}
+        for path in sorted(self.path.iterdir()):
+            match = CHUNK_NAME.fullmatch(path.name)
+            if match:
+                found.setdefault((int(match[1]), int(match[2])), []).append(path)
+        return found
+
+    def read_chunk(self, path: Path, lanes: int, keep: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+        """A chunk's arrays, or None where its content does not agree with its name or it has not `lanes` lanes.
+
+        With `keep`, only those arrays are read, each against its own checksum inside the file.
+        """
+        match = CHUNK_NAME.fullmatch(path.name)
+        try:
+            if keep is None:
+                content = path.read_bytes()
+                if match is None or hashlib.sha256(content).hexdigest() != match[3]:
+                    return None
+                source: Any = io.BytesIO(content)
+            else:
+                source = path
+            with np.load(source, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in (arrays.files if keep is None else keep)}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return values if all(len(value) == lanes for value in values.values()) else None
+
+    def _write(self, name: str, content: bytes) -> None:
+        temporary = self.path / f".{self.process}-{name[:40]}"
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise StoreError(f"store {self.path}: cannot be written: {error.strerror}; good chunks are kept.") from None
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its digest, by which a change by hand is seen."""
+    plain = json.loads(json.dumps({"schema": SCHEMA, **manifest}))
+    return {**plain, "digest": _digest(plain)}
+
+
+def open_store(path: str | os.PathLike[str], keep: Sequence[str] | None = None) -> xr.Dataset:
+    """What a finished or an interrupted sweep holds; lanes that have not run have status `not_run` and NaN.
+
+    Args:
+        path: the sweep's folder.
+        keep: outputs wanted, and no others are read; None for all.
+
+    Raises:
+        UsageError: one line, where the folder holds no sweep or the manifest cannot be trusted.
+    """
+    store = Store(path)
+    manifest = store.read_manifest()
+    layout = Layout.from_record(manifest["layout"])
+    names = sorted({name for group in manifest["groups"] for name in group["outputs"]})
+    if keep is not None:
+        strangers = sorted(set(keep) - set(names))
+        if strangers:
+            raise StoreError(f"store {path}: no output {strangers[0]!r}. Choices: {', '.join(names)}.")
+        keep = sorted({*keep, "status"})
+    shapes = [
+        {n: np.zeros(o["shape"], o["dtype"]) for n, o in group["outputs"].items() if keep is None or n in keep}
+        for group in manifest["groups"]
+    ]
+    table = Table(layout, shapes)
+    found, damaged = store.chunks(), 0
+    for key, paths in found.items():
+        members = np.array(manifest["groups"][key[0]]["members"])
+        lanes = lanes_of_chunk(manifest, key)
+        values = next((v for v in (store.read_chunk(p, len(lanes), keep) for p in paths) if v is not None), None)
+        damaged += values is None
+        if values is not None:
+            table.fill((members[lanes % len(members)], lanes // len(members)), values)
+    return table.dataset({"store": str(path), "damaged_chunks": damaged})
+
+
+def lanes_of_chunk(manifest: Mapping[str, Any], key: tuple[int, int]) -> np.ndarray:
+    """Numbers of the lanes that a chunk holds: of C configurations, lane i is number i % C of seed i // C."""
+    group = manifest["groups"][key[0]]
+    size = group["tile"] * group["tiles_per_chunk"]
+    total = len(group["members"]) * len(manifest["layout"]["seeds"])
+    return np.arange(key[1] * size, min((key[1] + 1) * size, total))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _first_difference(found: Any, wanted: Any, place: str = "") -> str:
+    """Where two manifests differ first, in words; '' where they do not."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *(k for k in found if k not in wanted)]:
+            if key == "digest":
+                continue
+            name = f"{place}.{key}" if place else key
+            if key not in found or key not in wanted:
+                return f"{name} is only in {'this call' if key in wanted else 'the store'}"
+            difference = _first_difference(found[key], wanted[key], name)
+            if difference:
+                return difference
+        return ""
+    if isinstance(found, list) and isinstance(wanted, list):
+        if len(found) != len(wanted):
+            return f"{place} had {len(found)} values and now has {len(wanted)}"
+        pairs = zip(found, wanted, strict=True)
+        return next((d for i, pair in enumerate(pairs) if (d := _first_difference(*pair, f"{place}[{i}]"))), "")
+    return "" if found == wanted else f"{place} was {_shortened(found)} and is now {_shortened(wanted)}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
