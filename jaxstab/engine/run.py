@@ -82,11 +82,14 @@ def propagate(seeds: Any = 32, **axes: Any) -> xr.Dataset:
     return sweep(propagation, grid(**axes), seeds, **keywords)
 
 
-def predict(family: Family = propagation, **axes: Any) -> xr.Dataset:
-    """Theory for the axes of a grid: the same variable names as the measurement, plus `*_low` and `*_high`."""
+def predict(space: Space | None = None, *, family: Family = propagation, **axes: Any) -> xr.Dataset:
+    """Theory for the axes of a grid (or for a space): the measurement's variable names, plus `*_low` and `*_high`.
+
+    The latter bound 95 % of networks of the given width, where their law is known, and are NaN elsewhere.
+    """
     if family.predict is None:
         raise UsageError(f"family {family.name!r} has no theory.")
-    space = grid(**axes)
+    space = grid(**axes) if space is None else space
     predicted = [family.predict(*family.configure(settings)) for settings in space.configurations()]
     arrays = [{name: np.asarray(value) for name, value in one.items()} for one in predicted]
     table = Table(Layout.of(family, space, None), arrays)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.typing import Activation
 
-_BLOCKS = (2**11, 2**16)  # lengths that functions are compiled for: one for few points, one for many
+_BLOCK = 2**13  # the one length that functions are compiled for
 
 
 def _linear(x: jax.Array) -> jax.Array:
@@ -114,14 +114,14 @@ def max_slope(activation: Activation) -> float:
 def evaluate(function: Callable[..., jax.Array], x: np.ndarray) -> np.ndarray:
     """function(x) as a float64 array of x's shape, whatever jax's precision, also while a program is traced.
 
-    Padded to one of two lengths, so that a function is compiled at most twice.
+    In blocks of one length, so that a function is compiled once.
     """
     flat = np.ravel(x).astype(np.float64)
-    block = _BLOCKS[0] if flat.size <= _BLOCKS[0] else _BLOCKS[1]
-    padded = np.resize(flat, max(1, -(-flat.size // block)) * block) if flat.size else np.zeros(block)
+    blocks = np.resize(flat, (-(-flat.size // _BLOCK), _BLOCK)) if flat.size else np.zeros((1, _BLOCK))
     with _float64():
         run = _compiled(function)
-        parts = [np.asarray(run(part), np.float64) for part in np.split(padded, padded.size // block)]
+        values = [run(block) for block in blocks]
+        parts = [np.asarray(value, np.float64) for value in values]  # asked for once all are under way
     return np.concatenate(parts)[: flat.size].reshape(np.shape(x))
 
 

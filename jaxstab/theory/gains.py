@@ -112,7 +112,7 @@ def _critical_variances(phi: Callable[..., jax.Array], sigma_b: float) -> tuple[
     """Every q in [1e-6, 1e8], ascending, with q - E[phi^2] / E[phi'^2] = sigma_b^2."""
 
     def excess(q: float | np.ndarray) -> np.ndarray:
-        return 1 - (second_moment(phi, q) / slope_moment(phi, q) + sigma_b**2) / q
+        return np.asarray(1 - (second_moment(phi, q) / slope_moment(phi, q) + sigma_b**2) / q)
 
     def root(low: float, high: float) -> float:
         log_q = brentq(lambda x: float(excess(math.exp(x))), math.log(low), math.log(high))

@@ -23,8 +23,9 @@ Q_MIN, Q_MAX = 1e-20, 1e20
 
 _NODES, _WEIGHTS = leggauss(16)
 _PAIR_NODES, _PAIR_WEIGHTS = leggauss(10)  # in two dimensions nodes cost their square
-_BETWEEN = np.ravel(np.array([-0.75, -0.25, 0.25, 0.75])[:, None] + _NODES / 4)
-_INTERPOLATE = legvander(_BETWEEN, 15) @ np.linalg.inv(legvander(_NODES, 15))  # [64, 16]
+_ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # a jump closer to a panel's end than this goes unseen
+_BETWEEN = np.concatenate([np.ravel(np.array([-0.75, -0.25, 0.25, 0.75])[:, None] + _NODES / 4), _ENDS])
+_INTERPOLATE = legvander(_BETWEEN, 15) @ np.linalg.inv(legvander(_NODES, 15))  # [66, 16]
 _UNIT = 1.0837  # panels end at this times powers of two: nobody puts a kink there, so that kinks show
 _SMALL_EDGES = _UNIT * 2.0 ** np.arange(-37, 0)
 _LARGE_EDGES = _UNIT * 2.0 ** np.arange(0, 38)
@@ -63,6 +64,8 @@ class Sampled:
         reach = min(self.reach, np.min(self.radius[~finite], initial=np.inf))
         use = finite & (self.radius < reach)
         radius, weighted = self.radius[use], (folded * self.weight)[..., use]
+        if not radius.size:
+            return np.full((*values.shape[:-2], *np.shape(q)), np.nan)
         sigma = np.sqrt(np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX))
         columns = [s[:, None] for s in _split(np.ravel(sigma), 256)]
         mean = np.concatenate([weighted @ (np.exp(-0.5 * (radius / s) ** 2) / s).T for s in columns], axis=-1)
@@ -123,7 +126,7 @@ def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) ->
     q = np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX)
     square = nodes.value**2 - nodes.value[:, :1] ** 2  # E[z^2 - 1] = 0: what is constant would only cancel
     with_radius, without = nodes.mean(np.stack([nodes.radius**2 * square, square]), q)
-    return (with_radius / q - without) / (2 * q)
+    return np.asarray((with_radius / q - without) / (2 * q))
 
 
 def expect_pair(

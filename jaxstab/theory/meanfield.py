@@ -267,5 +267,5 @@ def _arrays(*numbers: Scalar) -> list[np.ndarray]:
     return [np.array(x) for x in np.broadcast_arrays(*(np.asarray(x, np.float64) for x in numbers))]
 
 
-def _plain(array: np.ndarray) -> float | np.ndarray:
-    return array.item() if array.ndim == 0 else array
+def _plain(array: np.ndarray | np.number) -> float | np.ndarray:
+    return float(array) if array.ndim == 0 else np.asarray(array)

@@ -2,9 +2,8 @@
 
 Everything scale-like is carried as a natural logarithm, so that a thousand layers of any scale neither
 overflow nor underflow. Poole et al. 2016 (arXiv:1606.05340), eqs. 3 and 5; Schoenholz et al. 2017
-(arXiv:1611.01232) for gradients; both for plain stacks. Weights have standard deviation sigma_w / sqrt(fan_in)
-and mean 0, and all layers one width.
-gradients; both for plain stacks. Weights: standard deviation sigma_w / sqrt(fan_in), mean 0, equal widths.
+(arXiv:1611.01232) for gradients, both for plain stacks. Weights have standard deviation sigma_w/sqrt(fan_in),
+mean 0, and all layers one width.
 """
 
 from __future__ import annotations
@@ -266,9 +265,9 @@ def _array(number: Scalar) -> np.ndarray:
 
 def _log(x: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.log(np.abs(x))
+        return np.asarray(np.log(np.abs(x)))
 
 
 def _exp(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return np.exp(x)
+        return np.asarray(np.exp(x))

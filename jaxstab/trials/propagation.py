@@ -21,6 +21,7 @@ from jaxstab.nets import stacks
 from jaxstab.theory import activations
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial
+from jaxstab.trials.prediction import predict
 from jaxstab.typing import Activation
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -272,6 +273,7 @@ propagation = Family(
     HParams=HParams,
     make_trial=make_trial,
     dims={name: ("layer",) for name in LAYER_OUTPUTS},
+    predict=predict,
     status=status,
     flags=FLAGS,
 )

@@ -1,0 +1,106 @@
+"""How fast does a product of 101 Gaussian 4 x 4 matrices explode?
+
+The chapter multiplies a 4 x 4 matrix of N(0, 1) numbers by a hundred more and prints entries of about 1e27, in two
+editions. Here that is a linear stack of depth 100, width 4, batch 4, whose inputs are the first matrix, for many
+seeds. A row's logarithm grows by a chi^2_4 a step, exactly, hence at the Lyapunov exponent of Newman 1986,
+(ln 2 + digamma(2)) / 2 a step, and an entry is a row's norm before the last step times one N(0, 1) number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+from jaxstab.theory import finite_width
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PRINTED = {
+    "notes on 4.8": [
+        [1.7021e27, 2.2672e27, -7.8770e26, 1.1673e27], [-3.1653e27, -4.2160e27, 1.4648e27, -2.1708e27],
+        [-5.8994e25, -7.8576e25, 2.7301e25, -4.0459e25], [-1.4618e27, -1.9471e27, 6.7649e26, -1.0025e27],
+    ],
+    "chapter 4": [
+        [-2.5868e27, -1.0076e27, -2.8457e27, -5.1784e27], [2.4840e27, 9.6753e26, 2.7327e27, 4.9727e27],
+        [-1.3921e27, -5.4223e26, -1.5315e27, -2.7868e27], [1.6945e27, 6.6002e26, 1.8642e27, 3.3922e27],
+    ],
+}  # fmt: skip
+STEPS = 100
+SIZE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One seed is one product."""
+
+    seeds: int = 10_000
+
+
+SCALES = {"smoke": Config(seeds=200), "default": Config(), "full": Config(seeds=200_000)}
+
+
+def run(config: Config) -> Record:
+    """The products' growth step by step, and one entry of each."""
+    data = jaxstab.propagate(
+        config.seeds, activation="linear", init="normal", width=SIZE, batch=SIZE, depth=STEPS,
+        keep=["log10_forward_rms", "forward_entry"],
+    )  # fmt: skip
+    data["log10_entry"] = np.log10(np.abs(data.forward_entry.isel(layer=-1, drop=True)))
+    return Record(data.drop_vars("forward_entry"))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Growth over the steps against the Lyapunov exponent, and the law of an entry."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    figures.band(left, data.log10_forward_rms, label=f"{data.sizes['seed']} products")
+    exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
+    start = float(data.log10_forward_rms.isel(layer=0).median())
+    figures.theory(left, data.layer, start + exponent * (data.layer - 1), label="Lyapunov exponent")
+    left.set(xlabel="matrices multiplied on", ylabel="log10 rms of the entries", title="growth")
+    left.legend(loc="upper left")
+    figures.histogram(right, data.log10_entry, label="one entry of each product")
+    probability = np.linspace(0.001, 0.999, 200)
+    x = np.array([finite_width.log10_entry_quantile(p, SIZE, STEPS + 1) for p in probability])
+    figures.theory(right, x, np.gradient(probability, x), label="theory")
+    for shade, (name, entries) in zip(("-", ":"), PRINTED.items(), strict=True):
+        value = np.log10(abs(entries[0][0]))
+        right.axvline(value, color=figures.PUBLISHED, linewidth=1.2, linestyle=shade, label=f"printed, {name}")
+    right.set(xlabel="log10 |entry| of the product", ylabel="density", title="the printed draws among all")
+    right.legend(loc="upper left", fontsize=7.5)
+    return {"products": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """Both printed draws, by the rms of their sixteen entries and by their first entry."""
+    data, found = record.data, []
+    rms = data.log10_forward_rms.isel(layer=-1)
+    entry_median = finite_width.log10_entry_quantile(0.5, SIZE, STEPS + 1)
+    for source, entries in PRINTED.items():
+        values = np.array(entries)
+        for quantity, sample, published, theory in [
+            ("log10 rms of the 16 entries", rms, np.log10(np.sqrt(np.mean(values**2))), None),
+            ("log10 |first entry|", data.log10_entry, np.log10(abs(values[0, 0])), entry_median),
+        ]:
+            found.append(
+                scoreboard.make_claim(
+                    "matrix_product", quantity, sample, published=float(published), source=source, theory=theory
+                )
+            )
+    growth = (rms - data.log10_forward_rms.isel(layer=0)) / (STEPS - 1)
+    exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
+    found.append(
+        scoreboard.make_claim(
+            "matrix_product", "log10 growth a step", growth, published=None, source="4.8 notes", theory=exponent
+        )
+    )
+    return found

@@ -1,0 +1,275 @@
+"""The `jaxstab` command: gains, propagation beside its theory, sweeps that resume.
+
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 lanes diverged (where --fail-on-divergence asks), 75 interrupted and
+resumable. JAX is loaded after the words have been understood, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import tyro
+
+from jaxstab.errors import UsageError, require_choice
+
+Values: TypeAlias = Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE [VALUE ...]")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """A stack. Each option takes one value or several (an axis), or linspace(a,b,n), geomspace(a,b,n)."""
+
+    depth: Values = ()
+    """Layers (100)."""
+    width: Values = ()
+    """Units a layer (256)."""
+    batch: Values = ()
+    """Inputs (16)."""
+    activation: Values = ()
+    """tanh, relu, gelu, ... (tanh)."""
+    init: Values = ()
+    """xavier_normal, kaiming_normal, orthogonal, ... (xavier_normal)."""
+    kind: Values = ()
+    """plain, residual, normalized, recurrent, lstm (plain)."""
+    sampler: Values = ()
+    """dense, or conditioned: layers in law without their matrices (dense)."""
+    dtype: Values = ()
+    """float32, bfloat16, float16 (float32)."""
+    precision: Values = ()
+    """Of matrix products: default, high, highest (highest)."""
+    gain: Values = ()
+    """Multiplies the weights (1)."""
+    sigma_b: Values = ()
+    """Standard deviation of the biases (0)."""
+    branch_scale: Values = ()
+    """Of residual branches (1)."""
+    forget_bias: Values = ()
+    """Of an LSTM's forget gate (1)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What was given, as `jaxstab.grid` takes it."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(Axes)}
+        return {name: parse_values(values) for name, values in given.items() if values}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The gain of activations: 1/sqrt(E[phi^2]) forward, and its relatives."""
+
+    activation: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ACTIVATION")]
+    """Names of activations."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Print a table of gains."""
+        from jaxstab.theory import activations, gains
+
+        rows = {}
+        for name in self.activation:
+            activations.resolve(name)
+            rows[name] = {kind: _or_none(gains.gain, name, kind) for kind in ("forward", "backward", "std", "pytorch")}
+            critical = _or_none(gains.critical_initialization, name)
+            rows[name]["critical_sigma_w"] = None if critical is None else critical[0]
+        if self.json:
+            print(json.dumps(rows))
+            return 0
+        print(f"{'activation':16}{'forward':>10}{'backward':>10}{'std':>10}{'pytorch':>10}{'critical':>10}")
+        for name, row in rows.items():
+            print(f"{name:16}" + "".join(f"{'-' if v is None else format(v, '.6f'):>10}" for v in row.values()))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Propagate(Axes):
+    """Send signals and gradients through random stacks, theory beside the measurement, and say what happens."""
+
+    seeds: int = 32
+    """How many networks of each configuration."""
+    plot: Path | None = None
+    """Write a picture to this file."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Measure, predict, explain."""
+        import jaxstab
+        from jaxstab.report import stack
+
+        space = jaxstab.grid(**self.settings())
+        measured = jaxstab.sweep(jaxstab.propagation, space, self.seeds)
+        return stack.show(space, measured, jaxstab.predict(space), self.plot, self.json, print)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict(Axes):
+    """Theory alone for the same axes: no network is drawn."""
+
+    plot: Path | None = None
+    """Write a picture to this file."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Predict and explain."""
+        import jaxstab
+        from jaxstab.report import stack
+
+        space = jaxstab.grid(**self.settings())
+        return stack.show(space, None, jaxstab.predict(space), self.plot, self.json, print)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run a family over a grid and seeds into a folder; the same command resumes what was interrupted."""
+
+    family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
+    """propagation, or your own as module:family."""
+    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...")] = ()
+    """Axes: gain=0.5,1,1.5 or gain=linspace(0.5,2.5,64)."""
+    seeds: int = 32
+    """How many seeds of each configuration."""
+    keep: tuple[str, ...] = ()
+    """Outputs wanted; all of them by default."""
+    store: Path | None = None
+    """Folder of the chunks; without it nothing is kept but --out."""
+    out: Path | None = None
+    """Write the results to this netCDF file."""
+    devices: int | None = None
+    """How many local devices; all of them by default."""
+    tile: int | None = None
+    """Lanes a tile; by default the rule that follows from the family."""
+    fail_on_divergence: bool = False
+    """Exit with 3 if any lane is not ok."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Sweep, and say how the lanes ended."""
+        import jaxstab
+        from jaxstab.report import record
+
+        family, space = load_family(self.family), jaxstab.grid(**parse_grid(self.grid))
+        data = jaxstab.sweep(
+            family, space, self.seeds, keep=self.keep or None, store=self.store, devices=self.devices, tile=self.tile
+        )
+        if self.out is not None:
+            record.write_netcdf(record.Record(data), self.out)
+        names = data.status.attrs["flag_meanings"].split()
+        values = data.status.attrs["flag_values"].tolist()
+        counts = {name: int((data.status == v).sum()) for name, v in zip(names, values, strict=True)}
+        summary = {"family": family.name, "lanes": data.status.size, "programs": data.attrs["programs"], "status": counts}
+        summary |= {"store": str(self.store)} if self.store else {}
+        if self.json:
+            print(json.dumps(summary))
+        else:
+            print(data)
+            print("\nlanes: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+        bad = data.status.size - counts["ok"]
+        return 3 if self.fail_on_divergence and bad else 0
+
+
+COMMANDS: dict[str, Any] = {"gain": Gain, "propagate": Propagate, "predict": Predict, "sweep": Sweep}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Understand the words, run, and exit."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(_run(words))
+    except UsageError as error:
+        print(f"jaxstab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `jaxstab ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxstab", description=_first_line(), args=words or ["--help"])
+        return 0
+    command_type = COMMANDS[require_choice(words[0], COMMANDS, "command")]
+    command, unknown = tyro.cli(command_type, args=words[1:], prog=f"jaxstab {words[0]}", return_unknown_args=True)
+    if unknown:
+        known = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(command)]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{words[0]}: unknown option {unknown[0]}.{hint} Choices: {', '.join(known)}.")
+    return command.run()
+
+
+def _first_line() -> str:
+    return (__doc__ or "").splitlines()[0]
+
+
+def parse_values(words: tuple[str, ...]) -> Any:
+    """One value, or the list that several words (or linspace(...), geomspace(...)) stand for."""
+    if len(words) > 1:
+        return [_parse_value(w) for w in words]
+    name, _, rest = words[0].partition("(")
+    if rest.endswith(")") and name in ("linspace", "geomspace"):
+        import numpy as np
+
+        try:
+            first, last, count = (float(x) for x in rest[:-1].split(","))
+            return getattr(np, name)(first, last, int(count))
+        except ValueError as error:
+            raise UsageError(f"{words[0]!r}: {name}(first, last, count) is wanted ({error}).") from None
+    return _parse_value(words[0])
+
+
+def _parse_value(word: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+def parse_grid(words: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE,VALUE words as the axes of a grid."""
+    axes: dict[str, Any] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or not name or not values:
+            raise UsageError(f"--grid {word!r}: NAME=VALUE or NAME=VALUE,VALUE is wanted.")
+        if name in axes:
+            raise UsageError(f"--grid: axis {name!r} is given twice.")
+        axes[name] = parse_values((values,) if "(" in values else tuple(values.split(",")))
+    return axes
+
+
+def load_family(name: str) -> Any:
+    """A family of jaxstab's by name, or a user's by module:family."""
+    from jaxstab.trials.family import Family
+
+    built_in = {"propagation": "jaxstab.trials.propagation"}
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        require_choice(name, [*built_in, "module:family"], "family")
+        module, attribute = built_in[name], name
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"family {name!r}: module {module!r} cannot be imported ({error}).") from None
+    except AttributeError:
+        raise UsageError(f"family {name!r}: module {module!r} has no {attribute!r}.") from None
+    if not isinstance(found, Family):
+        raise UsageError(f"family {name!r} is no Family: decorate it with @jaxstab.family.")
+    return found
+
+
+def _or_none(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except UsageError:
+        return None

@@ -1,0 +1,130 @@
+"""What floating-point formats hold: in which layer a scale leaves them, what loss scale keeps it inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import ndtri
+
+from jaxstab.errors import UsageError, require_choice
+
+
+class FloatRange(NamedTuple):
+    """A format's numbers. `overflow`, half a step above `largest`, is the first that rounds to inf."""
+
+    largest: float
+    overflow: float
+    smallest_normal: float
+    smallest_subnormal: float
+    epsilon: float
+
+    def vanishing(self, flush_subnormals: bool) -> float:
+        """The magnitude below which a number is 0: half the smallest subnormal, or the smallest normal."""
+        return self.smallest_normal if flush_subnormals else self.smallest_subnormal / 2
+
+
+def _range_of(dtype: str) -> FloatRange:
+    info = jnp.finfo(dtype)
+    largest, epsilon = float(info.max), float(info.eps)
+    beyond = 2.0 ** math.frexp(largest)[1]  # the power of two that comes after the largest number
+    return FloatRange(
+        largest,
+        beyond * (1 - epsilon / 4),
+        float(info.smallest_normal),
+        float(info.smallest_subnormal),
+        epsilon,
+    )
+
+
+FLOATS: Mapping[str, FloatRange] = MappingProxyType(
+    {dtype: _range_of(dtype) for dtype in ("float16", "bfloat16", "float32")}
+)
+"""Ranges by dtype name, as jax.numpy.finfo has them."""
+
+FLUSHED = ("bfloat16", "float32")
+"""Formats whose subnormals JAX flushes to zero on the CPU; float16's it keeps (jax#16200, jax#37762)."""
+
+
+def largest_of(count: int) -> float:
+    """Median of the largest magnitude among `count` independent N(0, 1) numbers; near sqrt(2 ln count)."""
+    if count < 1:
+        raise UsageError(f"count={count}: at least 1 is wanted.")
+    return float(ndtri((1 + 0.5 ** (1 / count)) / 2))
+
+
+def first_overflow_layer(
+    log10_rms: np.ndarray, dtype: str, count: int, headroom: float = 1.0
+) -> int | np.ndarray:
+    """The first layer, counting from 1, with a number that `dtype` rounds to inf; 0 where there is none.
+
+    log10_rms: [..., layer], of layers of `count` entries, taken as Gaussian: the largest is
+    `largest_of(count)` times the rms. headroom: how many times larger intermediate numbers are. Later layers
+    hold inf or NaN. Where log10_rms is NaN (not known), nothing overflows.
+    """
+    largest = _log10_rms(log10_rms) + math.log10(largest_of(count) * headroom)
+    return _first(largest >= math.log10(_floats(dtype).overflow))
+
+
+def first_underflow_layer(
+    log10_rms: np.ndarray, dtype: str, count: int, flush_subnormals: bool | None = None
+) -> int | np.ndarray:
+    """The first layer, counting from 1, whose `count` entries are all zero in `dtype`; 0 where there is none.
+
+    log10_rms: [..., layer], as for `first_overflow_layer`. flush_subnormals: whether subnormal numbers are
+    taken for zero; None as JAX does on the CPU, where it flushes all but float16's.
+    """
+    flushes = dtype in FLUSHED if flush_subnormals is None else flush_subnormals
+    largest = _log10_rms(log10_rms) + math.log10(largest_of(count))
+    return _first(largest < math.log10(_floats(dtype).vanishing(flushes)))
+
+
+def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
+    """The power of two to multiply the loss with, so that `dtype` holds the gradients of every layer.
+
+    log10_gradient: [layer], log10 rms of each layer's gradients, of `count` entries each. With the scale the
+    largest entry stays below overflow and the smallest rms above the smallest normal number, with equal room
+    on either side. Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2.
+
+    Raises UsageError where no single scale does: the layers' scales span more than the format, or the scale
+    itself does not fit float32, in which the loss is computed.
+    """
+    logs = _log10_rms(log10_gradient).ravel() / math.log10(2)
+    if not np.all(np.isfinite(logs)):
+        raise UsageError(
+            "a loss scale needs finite gradients that are not zero; got log10 rms of inf or NaN."
+        )
+    floats = _floats(dtype)
+    highest = math.log2(floats.overflow) - float(np.max(logs)) - math.log2(largest_of(count))
+    lowest = math.log2(floats.smallest_normal) - float(np.min(logs))
+    exponent = round((lowest + highest) / 2)
+    if not lowest <= exponent < highest:
+        span = math.log10(2) * (float(np.ptp(logs)) + math.log2(largest_of(count)))
+        holds = math.log10(floats.overflow / floats.smallest_normal)
+        raise UsageError(
+            f"no single loss scale: gradients span {span:.1f} decades and {dtype} holds {holds:.1f}."
+        )
+    if not math.log2(FLOATS["float32"].smallest_normal) <= exponent < math.log2(FLOATS["float32"].overflow):
+        raise UsageError(f"no loss scale: 2^{exponent} is beyond float32, in which the loss is computed.")
+    return 2.0**exponent
+
+
+def _floats(dtype: str) -> FloatRange:
+    return FLOATS[require_choice(dtype, FLOATS, "dtype")]
+
+
+def _log10_rms(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise UsageError("log10 rms is wanted by layer, in an array [..., layer]; got no layers.")
+    return array
+
+
+def _first(happens: np.ndarray) -> int | np.ndarray:
+    """1 + the first index along the last axis at which it happens, 0 where it never does."""
+    layers = np.where(happens.any(axis=-1), happens.argmax(axis=-1) + 1, 0)
+    return int(layers) if layers.ndim == 0 else layers

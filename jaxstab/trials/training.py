@@ -1,0 +1,199 @@
+"""The image classifier as a family: dense layers trained by (stochastic) gradient descent, every number traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxstab.data import images
+from jaxstab.errors import UsageError, require_choice
+from jaxstab.nets import initializers
+from jaxstab.nets.mlp import make_mlp
+from jaxstab.theory import activations
+from jaxstab.trials.family import Family, Trial
+from jaxstab.trials.fitting import ORDERS, Task, fit, matrices, norm_of_matrices
+from jaxstab.typing import Activation
+
+OPTIMIZERS = ("sgd", "sgdw", "adam", "adamw")
+"""Plain and Adam; decay added to the gradient (PyTorch's `SGD`, `Adam`), or to the step (`w`, as `AdamW`)."""
+
+PRECISIONS = ("default", "high", "highest")
+FLAGS = ("ok", "nonfinite", "diverged", "untrained")
+OK, NONFINITE, DIVERGED, UNTRAINED = range(4)
+
+WORSE = 2.0
+"""A run has diverged whose loss ends at so many times the larger of what it began with and chance's loss."""
+
+LEARNT = 0.99
+"""A run has learnt nothing whose loss does not end below so many times chance's loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The program: data, sizes, names. `hidden` holds the units of each hidden layer."""
+
+    dataset: str = "digits"
+    hidden: tuple[int, ...] = (256,)
+    activation: Activation = "relu"
+    init: str = "kaiming_normal"
+    optimizer: str = "sgd"
+    epochs: int = 10
+    batch_size: int = 64
+    order: str = "per_seed"
+    precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
+        if any(units < 1 for units in self.hidden):
+            raise UsageError(f"hidden={self.hidden}: every layer needs at least one unit.")
+        require_choice(self.dataset, images.NAMES, "dataset")
+        require_choice(self.init, initializers.NAMES, "initialization")
+        require_choice(self.optimizer, OPTIMIZERS, "optimizer")
+        require_choice(self.order, ORDERS, "order")
+        require_choice(self.precision, PRECISIONS, "precision")
+        activations.resolve(self.activation)
+
+
+class HParams(NamedTuple):
+    """The numbers, each traced.
+
+    weight_decay multiplies each weight and is added to its gradient (its step, for an optimizer in `w`); l1
+    multiplies each weight's sign and is added to its gradient; both leave biases out. dropout: a rate for each
+    hidden layer, () for a network without. gain multiplies the initialization. momentum: of sgd and sgdw.
+    clip_norm: largest norm of the loss's gradient; infinity is off.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+    l1: float = 0.0
+    dropout: tuple[float, ...] = ()
+    gain: float = 1.0
+    momentum: float = 0.0
+    clip_norm: float = math.inf
+
+    def validate(self, spec: Spec) -> None:
+        """Refuse numbers that cannot be meant, naming them."""
+        for name in ("learning_rate", "weight_decay", "l1", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)}: a finite number, 0 or more, is wanted.")
+        if not self.clip_norm > 0:
+            raise UsageError(f"clip_norm={self.clip_norm}: a number above 0 is wanted; infinity is off.")
+        if any(not 0 <= rate <= 1 for rate in self.dropout):
+            raise UsageError(f"dropout={self.dropout}: a rate is a probability.")
+        if len(self.dropout) not in (0, len(spec.hidden)):
+            raise UsageError(f"dropout={self.dropout}: one rate for each of {len(spec.hidden)} hidden layers is wanted.")
+        if self.momentum and spec.optimizer not in ("sgd", "sgdw"):
+            raise UsageError(f"momentum={self.momentum}: {spec.optimizer} has moments of its own; choose sgd or sgdw.")
+
+
+def make_update(optimizer: str, hparams: HParams) -> optax.GradientTransformation:
+    """The optimizer of that name with traced numbers; what is switched off changes no bit.
+
+    The gradient of the loss is clipped before decay and L1 are added to it, as with PyTorch's `clip_grad_norm_`.
+    """
+    moments = optax.trace(hparams.momentum) if optimizer.startswith("sgd") else optax.scale_by_adam()
+    decay = optax.add_decayed_weights(hparams.weight_decay, mask=matrices)
+    sign = optax.stateless_with_tree_map(lambda g, w: g + hparams.l1 * jnp.sign(w))
+    return optax.chain(
+        _clip(hparams.clip_norm),
+        optax.masked(sign, matrices),
+        *((moments, decay) if optimizer.endswith("w") else (decay, moments)),
+        optax.scale_by_learning_rate(hparams.learning_rate),
+    )
+
+
+def _clip(max_norm: Any) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, state = clip.update(gradient, state, params)
+        # where the norm overflows, the gradient may yet be finite: off is off
+        return jax.tree.map(lambda c, g: jnp.where(jnp.isinf(max_norm), g, c), clipped, gradient), state
+
+    return optax.GradientTransformation(clip.init, update)
+
+
+def make_task(spec: Spec, hparams: HParams, data: images.ImageData) -> Task:
+    """The classifier of a Spec on `data`: cross-entropy, and accuracy beside it."""
+    model = make_mlp(
+        spec.hidden, len(images.CLASSES[spec.dataset]), activation=spec.activation, init=spec.init,
+        gain=hparams.gain, precision=spec.precision,
+    )  # fmt: skip
+    rates = list(hparams.dropout) or None
+    return Task(
+        init=lambda key: model.init(key, data.train_images[:1]),
+        # without a key nothing is dropped: that is evaluation
+        apply=lambda params, x, key: model.apply(params, x, None if key is None else rates, key),
+        loss=optax.softmax_cross_entropy_with_integer_labels,
+        data=(data.train_images, data.train_labels),
+        measure=lambda logits, labels: {"train_accuracy": is_right(logits, labels)},
+    )
+
+
+def is_right(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """1 where the largest logit is the label's, else 0; a tie goes to the first, as in PyTorch."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def loss_of_chance(labels: Int[Array, " n"], classes: int) -> Float[Array, ""]:
+    """Entropy of the labels: the mean cross-entropy of the best guess that does not look at the image."""
+    share = jnp.mean(jax.nn.one_hot(labels, classes), axis=0)
+    return -jnp.sum(jax.scipy.special.xlogy(share, share))
+
+
+def make_trial(spec: Spec) -> Trial:
+    """The trial of one Spec."""
+
+    def trial(key: jax.Array, hparams: HParams, data: images.ImageData) -> dict[str, Array]:
+        data = images.ImageData(*(jnp.asarray(x) for x in data))
+        task = make_task(spec, hparams, data)
+
+        def probe(params: Any, key: jax.Array) -> dict[str, Array]:
+            logits = task.apply(params, data.test_images, None)
+            return {
+                "test_loss": jnp.mean(task.loss(logits, data.test_labels)),
+                "test_accuracy": jnp.mean(is_right(logits, data.test_labels)),
+                "weight_norm": norm_of_matrices(params),
+            }
+
+        run = fit(
+            key, task, make_update(spec.optimizer, hparams), epochs=spec.epochs, batch_size=spec.batch_size,
+            order=spec.order, probe=probe,
+        )  # fmt: skip
+        chance = loss_of_chance(data.train_labels, len(images.CLASSES[spec.dataset]))
+        last = run.seen["train_loss"][-1]
+        status = jnp.where(last > WORSE * jnp.maximum(run.start_loss, chance), DIVERGED,
+                           jnp.where(last < LEARNT * chance, OK, UNTRAINED))  # fmt: skip
+        return run.seen | {
+            "start_loss": run.start_loss,
+            "first_bad_step": run.first_bad_step,
+            "status": jnp.where(run.first_bad_step > 0, NONFINITE, status),
+        }
+
+    return trial
+
+
+def load(spec: Spec) -> images.ImageData:
+    """The Spec's dataset, which every lane reads."""
+    return images.load(spec.dataset)
+
+
+EPOCH_OUTPUTS = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "weight_norm", "gradient_norm")
+
+training = Family(
+    name="training",
+    Spec=Spec,
+    HParams=HParams,
+    make_trial=make_trial,
+    dims={name: ("epoch",) for name in EPOCH_OUTPUTS},
+    shared=load,
+    flags=FLAGS,
+)

@@ -1,0 +1,126 @@
+"""The main job, small: every experiment runs, draws, claims; bad words are refused; facts hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient
+from experiments.__main__ import NAMES
+from jaxstab.report.runner import SCALES, configure, run_experiment
+from jaxstab.theory import finite_width
+from samples import assert_law
+
+ROOT = Path(__file__).parent.parent.parent
+MODULES = {m.__name__.rsplit(".", 1)[-1]: m for m in (backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient)}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    return out, {name: run_experiment(m, configure(m, "smoke"), out) for name, m in MODULES.items()}
+
+
+def data_of(results, name: str) -> xr.Dataset:
+    return xr.load_dataset(results[0] / name / "data.nc", engine="scipy")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_experiment_leaves_figures_data_and_claims(results, name):
+    entry = results[1][name]
+    assert entry.question.endswith("?")
+    assert entry.claims
+    assert all(path.stat().st_size > 5_000 for path in entry.figures)
+    assert data_of(results, name).sizes
+    assert set(MODULES[name].SCALES) == set(SCALES)
+
+
+def test_the_sigmoid_gradient_is_a_quarter_at_most(results):
+    data = data_of(results, "sigmoid_gradient")
+    names = list(data.activation.values.astype(str))
+    gradient = data.gradient.values[names.index("sigmoid")]
+    sigmoid = 1 / (1 + np.exp(-data.x.values.astype(np.float64)))
+    np.testing.assert_allclose(gradient, sigmoid * (1 - sigmoid), atol=1e-7)
+    assert gradient.max() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_gradients_by_hand_are_those_of_jax(results):
+    data = data_of(results, "backprop")
+    np.testing.assert_allclose(data.by_hand, data.by_grad, rtol=1e-6)
+    np.testing.assert_array_equal(data.vjp_of_scalar, data.vjp_of_vector)
+    assert round(float(data.loss), 4) == 0.4999
+    y1 = 1 / (1 + np.exp(-np.array([1.0, 2.0])))
+    y2 = 1 / (1 + np.exp(-np.array([[3.0, 4.0], [5.0, 6.0]]) @ y1))
+    np.testing.assert_allclose(float(data.loss), np.mean((y2 - [1, 0]) ** 2), rtol=1e-6)
+
+
+def test_entries_of_a_product_follow_the_lyapunov_law(results):
+    entries = data_of(results, "matrix_product").log10_entry.values
+    probability = np.linspace(0.0005, 0.9995, 400)
+    quantiles = [finite_width.log10_entry_quantile(p, 4, 101) for p in probability]
+    law = lambda x: np.interp(x, quantiles, probability)  # noqa: E731
+    assert_law(entries, law)
+    with pytest.raises(AssertionError):
+        assert_law(entries + 0.8, law)
+
+
+def test_both_printed_products_have_a_percentile(results):
+    claims = [c for c in results[1]["matrix_product"].claims if c.published is not None]
+    assert {c.source for c in claims} == {"notes on 4.8", "chapter 4"}
+    assert all(50 < c.percentile < 100 for c in claims)
+
+
+def test_the_deep_stack_of_unit_weights_ends_where_float32_ends(results):
+    data = data_of(results, "deep_stack")
+    std = data.forward_std.values[0]  # [seed, layer]
+    assert set(data.first_bad_layer_forward.values[0]) == {32}
+    np.testing.assert_allclose(std[:, 0], 16, rtol=0.05)
+    assert np.isfinite(std[:, :31]).all()
+    np.testing.assert_allclose(np.log10(std[:, 30]), data.log10_forward_rms.values[0][:, 30], atol=0.01)
+
+
+def test_xavier_settles_at_the_mean_field_rms(results):
+    data = data_of(results, "deep_stack")
+    late = 10 ** data.log10_forward_rms.values[4][:, 20:]  # [seed, layer]
+    assert late.mean() == pytest.approx(0.651347, rel=0.005)
+
+
+def run_main(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=os.environ | environment, check=False,
+    )  # fmt: skip
+
+
+def test_the_main_job_ends_with_the_scoreboard_and_the_report(tmp_path):
+    done = run_main("sigmoid_gradient", "backprop", "--scale", "smoke", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "largest derivative of the sigmoid" in done.stdout
+    assert done.stdout.rstrip().endswith(str(tmp_path / "report.html"))
+    claims = json.loads((tmp_path / "scoreboard.json").read_text())["claims"]
+    assert {c["experiment"] for c in claims} == {"sigmoid_gradient", "backprop"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["deep_stak"], ["'deep_stak'", "'deep_stack'"]), (["backprop", "--seeds", "0"], ["--seeds 0"]),
+     (["--scale", "huge"], ["huge", "smoke"]), (["--sceds", "3"], ["--sceds"])],
+)  # fmt: skip
+def test_wrong_words_end_with_two(arguments, words):
+    done = run_main(*arguments)
+    assert done.returncode == 2
+    assert all(word in done.stderr + done.stdout for word in words)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_list_names_every_experiment():
+    done = run_main("--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*NAMES]
