@@ -129,7 +129,7 @@ class Stack:
         numbers: Numbers,
         exponent: Int[Array, ""] | int = 0,
         shift: Float[Array, "batch units"] | float = 0.0,
-    ) -> tuple[State, Float[Array, "batch units"]]:
+    ) -> tuple[State, Float[Array, "batch preactivations"]]:
         """(next state, what the nonlinearity was applied to). `shift` is added to the layer's linear part:
 
         the cotangent of `shift` is that of the linear part, from which the weights' gradient follows.

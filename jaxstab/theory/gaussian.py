@@ -23,6 +23,7 @@ Q_MIN, Q_MAX = 1e-20, 1e20
 
 _NODES, _WEIGHTS = leggauss(16)
 _PAIR_NODES, _PAIR_WEIGHTS = leggauss(10)  # in two dimensions nodes cost their square
+_PAIR_EDGES, _PAIR_CUT = 256, 9.0  # at most so many panels; standard deviations
 _ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # a jump closer to a panel's end than this goes unseen
 _BETWEEN = np.concatenate([np.ravel(np.array([-0.75, -0.25, 0.25, 0.75])[:, None] + _NODES / 4), _ENDS])
 _INTERPOLATE = legvander(_BETWEEN, 15) @ np.linalg.inv(legvander(_NODES, 15))  # [66, 16]
@@ -52,6 +53,10 @@ class Sampled:
     edges: np.ndarray
     kinks: np.ndarray
     reach: float
+
+    def resolves(self, sigma: np.ndarray) -> np.ndarray:
+        """Whether the function is resolved as far as N(0, sigma^2) reaches."""
+        return _TAIL * sigma <= self.reach
 
     def mean(self, values: np.ndarray, q: float | np.ndarray) -> np.ndarray:
         """E[f(sqrt(q) z)] of functions f given by their `values` [..., 2, node]; shape [..., *q.shape].
@@ -132,7 +137,9 @@ def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) ->
 def expect_pair(
     function: Callable[..., jax.Array], correlation: float | np.ndarray, q: float | np.ndarray
 ) -> np.ndarray:
-    """E[f(u) f(v)] for u, v ~ N(0, q) of the given correlation; of their common shape. Error about 1e-9.
+    """E[f(u) f(v)] for u, v ~ N(0, q) of the given correlation; of their common shape. Error about 1e-9;
+
+    NaN where f is not resolved, or oscillates more than some hundred times in 9 sqrt(q).
 
     An iterated integral: u = sqrt(q) z; v given u is N(c u, q (1 - c^2)). Panels of both end at f's edges,
     and those of u close in on f's kinks, which the inner integral smooths over sqrt(q (1 - c^2)).
@@ -142,37 +149,41 @@ def expect_pair(
         np.asarray(correlation, np.float64), np.sqrt(np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX))
     )
     flat_c, flat_sigma = np.ravel(c), np.ravel(sigma)
-    per_pair = 16 * (len(nodes.edges) + 20) ** 2 * 100
-    block = max(1, 2**25 // per_pair)
-    pairs = zip(_split(flat_c, block), _split(flat_sigma, block), strict=True)
-    mean = np.concatenate([_expect_pairs(function, nodes, *pair) for pair in pairs]).reshape(c.shape)
-    return np.where(_TAIL * sigma > nodes.reach, np.nan, mean)
+    counts = np.searchsorted(nodes.edges, _PAIR_CUT * flat_sigma)  # edges within reach of each pair
+    order = np.argsort(flat_sigma)  # so that pairs done together need the same edges
+    order = order[(nodes.resolves(flat_sigma) & (counts <= _PAIR_EDGES))[order]]
+    most = int(np.max(counts[order], initial=0)) + 20
+    mean = np.full(flat_c.shape, np.nan)
+    for block in _split(order, max(1, 2**23 // (4 * most**2 * _PAIR_NODES.size**2))):
+        mean[block] = _expect_pairs(function, nodes, flat_c[block], flat_sigma[block])
+    return mean.reshape(c.shape)
 
 
 def _expect_pairs(
     function: Callable[..., jax.Array], nodes: Sampled, c: np.ndarray, sigma: np.ndarray
 ) -> np.ndarray:
     """`expect_pair` of flat arrays [pair], in units of sigma."""
-    cut = 9.0
-    near = nodes.edges[nodes.edges < cut * np.max(sigma)]
+    if not c.size:
+        return np.zeros(0)
+    near = nodes.edges[nodes.edges < _PAIR_CUT * np.max(sigma)]
     edges = np.concatenate([-near[::-1], near]) / sigma[:, None]
     kinks = np.concatenate([-nodes.kinks[::-1], [0.0], nodes.kinks]) / sigma[:, None]
     width = np.sqrt(np.maximum(1 - c**2, 1e-17))  # floor: at c = +-1 the conditional law is a point
     slope = np.where(np.abs(c) < 1e-3, 1e-3, c)
     grades = np.array([-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 8.0])
     graded = (kinks[:, :, None] + width[:, None, None] * grades) / slope[:, None, None]
-    z, z_weight = _gaussian_nodes(np.concatenate([edges, graded.reshape(len(c), -1)], axis=1), cut)
+    z, z_weight = _gaussian_nodes(np.concatenate([edges, graded.reshape(len(c), -1)], axis=1))
     centre = c[:, None] * z
-    w, w_weight = _gaussian_nodes((edges[:, None, :] - centre[..., None]) / width[:, None, None], cut)
+    w, w_weight = _gaussian_nodes((edges[:, None, :] - centre[..., None]) / width[:, None, None])
     v = evaluate(function, sigma[:, None, None] * (centre[..., None] + width[:, None, None] * w))
     inner = np.sum(w_weight * v, axis=-1)
     return np.sum(z_weight * evaluate(function, sigma[:, None] * z) * inner, axis=-1)
 
 
-def _gaussian_nodes(edges: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [..., node] of N(0, 1) on [-cut, cut], with panel boundaries at edges [..., edge]."""
-    regular = np.broadcast_to(np.linspace(-cut, cut, 9), (*edges.shape[:-1], 9))
-    panels = np.sort(np.clip(np.concatenate([edges, regular], axis=-1), -cut, cut), axis=-1)
+def _gaussian_nodes(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights [..., node] of N(0, 1), with panel boundaries at edges [..., edge]."""
+    regular = np.broadcast_to(np.linspace(-_PAIR_CUT, _PAIR_CUT, 9), (*edges.shape[:-1], 9))
+    panels = np.sort(np.concatenate([edges, regular], axis=-1).clip(-_PAIR_CUT, _PAIR_CUT), axis=-1)
     half = np.diff(panels)[..., None] / 2
     nodes = panels[..., :-1, None] + half * (1 + _PAIR_NODES)
     weights = half * _PAIR_WEIGHTS * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
@@ -208,6 +219,9 @@ def _bisect(
         order = np.argsort(left)
         reach = min(reach, np.min(left[order][_OPEN:], initial=np.inf))
         left, right = left[order][:_OPEN], right[order][:_OPEN]
+        if reach < _TAIL:  # too little for any use at q = 1: not worth the finest panels
+            reach = min(reach, np.min(left, initial=np.inf))
+            break
     smooth, kinks = np.unique(done), np.unique(found)
     return smooth[smooth <= reach], kinks[kinks <= reach], float(reach)
 
@@ -230,5 +244,5 @@ def _resolved(
     return fine, finite
 
 
-def _split(flat: np.ndarray, block: int) -> list[np.ndarray]:
+def _split(flat: np.ndarray, block: int | np.integer) -> list[np.ndarray]:
     return [flat[i : i + block] for i in range(0, max(flat.size, 1), block)]

@@ -139,7 +139,7 @@ def depth_scale_gradient(
 
 def depth_scale_length(activation: Activation, sigma_w: Scalar, sigma_b: Scalar = 0.0) -> float | np.ndarray:
     """Layers over which q - q* shrinks by e: xi_q = 1/|ln dQ/dq|. Schoenholz et al. 2017, section 3."""
-    return _depth_scale(np.abs(fixed_point(activation, sigma_w, sigma_b).slope))
+    return _depth_scale(np.asarray(fixed_point(activation, sigma_w, sigma_b).slope))
 
 
 def depth_scale_correlation(
@@ -154,7 +154,7 @@ def depth_scale_correlation(
 
 def _depth_scale(factor: np.ndarray) -> float | np.ndarray:
     with np.errstate(divide="ignore"):
-        return _plain(1 / np.abs(np.log(factor)))
+        return _plain(1 / np.abs(np.log(np.abs(factor))))
 
 
 def _correlation(
@@ -162,11 +162,11 @@ def _correlation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(c*, slope of the correlation map at c*), of the hyperparameters' common shape."""
     phi = resolve(activation)
-    w, b, q0 = _arrays(sigma_w, sigma_b, q0)
-    q = np.clip(np.asarray(fixed_point(activation, w, b, q0).q), Q_MIN, Q_MAX)
+    w, b, start = _arrays(sigma_w, sigma_b, q0)
+    q = np.clip(np.asarray(fixed_point(activation, w, b, start).q), Q_MIN, Q_MAX)
     w, b = w**2, b**2
     scale = w * q / (w * second_moment(phi, q) + b)  # 1 at a fixed point; else the limit of q / Q(q)
-    slope = scale * slope_moment(phi, q)
+    slope = np.asarray(scale * slope_moment(phi, q))
     c = np.ones_like(slope)
     below = slope > 1 + MARGIN
     if np.any(below):

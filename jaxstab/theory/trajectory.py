@@ -31,14 +31,6 @@ TINY = 2.0**-126
 _LOG_MIN, _LOG_MAX = math.log(1e-18), math.log(1e18)  # beyond, moments follow the power of q they have there
 
 
-class Moments(NamedTuple):
-    """Of phi(sqrt(q) z): ln E[phi^2], E[phi] / sqrt(E[phi^2]), ln E[phi'^2]; of q's shape."""
-
-    log_square: np.ndarray
-    mean: np.ndarray
-    log_slope: np.ndarray
-
-
 class Trajectory(NamedTuple):
     """A stack's layers 1..depth: arrays [..., depth], the leading shape that of the hyperparameters.
 
@@ -115,31 +107,19 @@ def trajectory(
     require_choice(kind, KINDS, "kind of stack")
     if depth < 1:
         raise UsageError(f"depth={depth}: at least 1 is wanted.")
-    phi, w, b, scale = resolve(activation), _array(sigma_w), _array(sigma_b), _array(branch_scale)
-    walk = _Walk(phi, kind, w, b, scale, c0 is not None)
-    start, c = _array(q0), _array(0.0 if c0 is None else c0)
-    state = _State(_log(start), np.zeros_like(start), c)
-    rows = []
+    numbers = (sigma_w, sigma_b, branch_scale, q0, 0.0 if c0 is None else c0)
+    arrays = np.broadcast_arrays(*(np.asarray(number, np.float64) for number in numbers))
+    w, b, scale, start, cosine = (np.ravel(array) for array in arrays)
+    walk = _Walk(resolve(activation), kind, w, b, scale, c0 is not None)
+    state, rows = _State(_log(start), np.zeros_like(start), cosine), []
     for _ in range(depth):
         state, row = walk.layer(state)
         rows.append(row)
-    columns = (np.stack(np.broadcast_arrays(*column), axis=-1) for column in zip(*rows, strict=True))
-    log_q, square, mean, cosine, zeros, saturated, log_step, log_local = columns
-    after = np.concatenate([log_step[..., 1:], np.zeros_like(log_step[..., :1])], axis=-1)
-    log_gradient = np.cumsum(after[..., ::-1], axis=-1)[..., ::-1]
-    shape = np.broadcast_shapes(square.shape, log_gradient.shape)
-    columns = (
-        log_q,
-        square,
-        mean,
-        cosine,
-        zeros,
-        saturated,
-        log_step,
-        log_gradient,
-        log_local + log_gradient,
-    )
-    return Trajectory(*(np.broadcast_to(column, shape) for column in columns))
+    *columns, log_step, log_local = np.stack(rows, axis=-1)  # each [point, layer]
+    after = np.concatenate([log_step[:, 1:], np.zeros_like(log_step[:, :1])], axis=1)
+    log_gradient = np.cumsum(after[:, ::-1], axis=1)[:, ::-1]
+    columns = (*columns, log_step, log_gradient, log_local + log_gradient)
+    return Trajectory(*(column.reshape((*arrays[0].shape, depth)) for column in columns))
 
 
 class _State(NamedTuple):
@@ -150,8 +130,16 @@ class _State(NamedTuple):
     cosine: np.ndarray
 
 
+class _Moments(NamedTuple):
+    """Of phi(sqrt(q) z): ln E[phi^2], E[phi] / sqrt(E[phi^2]), ln E[phi'^2]."""
+
+    log_square: np.ndarray
+    mean: np.ndarray
+    log_slope: np.ndarray
+
+
 class _Walk(NamedTuple):
-    """One kind of stack with its hyperparameters."""
+    """One kind of stack with its hyperparameters; all arrays here, as those of its states, [point]."""
 
     phi: Callable[..., jax.Array]
     kind: str
@@ -160,12 +148,13 @@ class _Walk(NamedTuple):
     branch_scale: np.ndarray
     correlates: bool
 
-    def layer(self, state: _State) -> tuple[_State, tuple[np.ndarray, ...]]:
+    def layer(self, state: _State) -> tuple[_State, np.ndarray]:
         """The next state, and what `Trajectory` has of it; last ln E[(dL/dW)^2] for a gradient of 1."""
         log_w = 2 * _log(self.sigma_w)
-        log_linear = np.logaddexp(log_w + state.log_square, 2 * _log(self.sigma_b))
+        with np.errstate(invalid="ignore"):
+            log_linear = np.logaddexp(log_w + state.log_square, 2 * _log(self.sigma_b))
         log_q = np.zeros_like(log_linear) if self.kind == "normalized" else log_linear
-        moments = activation_moments(self.phi, log_q)
+        moments = _moments(self.phi, log_q)
         slope = moments.log_slope - (log_linear if self.kind == "normalized" else 0.0)
         after = _State(moments.log_square, moments.mean, self._cosine(state, log_linear, log_q))
         log_step = log_w + slope
@@ -176,7 +165,7 @@ class _Walk(NamedTuple):
         zeros = np.zeros_like(log_q) if self.kind == "residual" else _share(self.phi, TINY, log_q)
         threshold = SATURATED * max_slope(self.phi)
         saturated = _share(derivative(self.phi), threshold, log_q)
-        return after, (log_q, *after, zeros, saturated, log_step, slope + state.log_square)
+        return after, np.stack([log_q, *after, zeros, saturated, log_step, slope + state.log_square])
 
     def _cosine(self, state: _State, log_linear: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         """E[phi(u) phi(v)] / E[phi^2], u and v with the correlation that z has for two inputs."""
@@ -202,8 +191,8 @@ class _Walk(NamedTuple):
         )
 
 
-def activation_moments(phi: Callable[..., jax.Array], log_q: np.ndarray) -> Moments:
-    """Moments of phi(sqrt(q) z) for any ln q. Beyond 1e-18 < q < 1e18 the power law that phi has there."""
+def _moments(phi: Callable[..., jax.Array], log_q: np.ndarray) -> _Moments:
+    """Of phi(sqrt(q) z), for any ln q [point]; beyond 1e-18 < q < 1e18 by the power law phi has there."""
     inside = np.clip(log_q, _LOG_MIN, _LOG_MAX)
     square, mean, slope = _moments_within(phi, np.exp(inside))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -211,11 +200,10 @@ def activation_moments(phi: Callable[..., jax.Array], log_q: np.ndarray) -> Mome
         relative = np.where(square > 0, mean / np.sqrt(square), 0.0)
     low, high = _powers(phi)
     beyond = log_q - inside
-    power = np.where(beyond < 0, np.expand_dims(low, (*range(1, 1 + beyond.ndim),)), 0.0)
-    power = np.where(beyond > 0, np.expand_dims(high, (*range(1, 1 + beyond.ndim),)), power)
+    power = np.where(beyond < 0, low[:, None], high[:, None])
     with np.errstate(invalid="ignore"):
         log_square, log_slope = np.where(beyond == 0, logs, logs + power * beyond)
-    return Moments(log_square, relative, log_slope)
+    return _Moments(log_square, relative, log_slope)
 
 
 def _moments_within(phi: Callable[..., jax.Array], q: np.ndarray) -> np.ndarray:
@@ -230,8 +218,8 @@ def _powers(phi: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
     ends = np.array([[_LOG_MIN, _LOG_MIN + 1], [_LOG_MAX - 1, _LOG_MAX]])
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(_moments_within(phi, np.exp(ends))[::2])
-        low, high = np.moveaxis(logs[..., 1] - logs[..., 0], -1, 0)
-    return np.nan_to_num(low), high
+        powers = np.round(logs[..., 1] - logs[..., 0], 6)  # what is left beyond is not yet the limit
+    return np.nan_to_num(powers[:, 0]), powers[:, 1]
 
 
 def _share(function: Callable[..., jax.Array], threshold: float, log_q: np.ndarray) -> np.ndarray:
@@ -239,9 +227,9 @@ def _share(function: Callable[..., jax.Array], threshold: float, log_q: np.ndarr
     starts_below, edges = _crossings(function, threshold)
     sigma = np.exp(np.clip(log_q, _LOG_MIN, _LOG_MAX) / 2)
     below = np.full_like(sigma, float(starts_below))
-    for i, edge in enumerate(edges):  # P(x < edge) enters with the sign of what changes there
-        below += (1.0 if (i % 2 == 1) == starts_below else -1.0) * (1 - ndtr(edge / sigma))
-    return np.clip(below, 0.0, 1.0)
+    for i, edge in enumerate(edges):  # P(x > edge) enters with the sign of what changes there
+        below += (1.0 if (i % 2 == 1) == starts_below else -1.0) * ndtr(-edge / sigma)
+    return np.where(sampled(function).resolves(sigma), np.clip(below, 0.0, 1.0), np.nan)
 
 
 @functools.lru_cache(maxsize=256)
@@ -257,10 +245,6 @@ def _crossings(function: Callable[..., jax.Array], threshold: float) -> tuple[bo
         same = (np.abs(evaluate(function, middle)) < threshold) == below[at]
         low, high = np.where(same, middle, low), np.where(same, high, middle)
     return bool(below[0]), (low + high) / 2
-
-
-def _array(number: Scalar) -> np.ndarray:
-    return np.asarray(number, np.float64)
 
 
 def _log(x: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ class Task(NamedTuple):
     apply: (params, inputs, key) -> outputs of a batch; the key is for dropout and its like.
     loss: (outputs, targets) -> the loss of each example, [batch]; its mean is what is minimized.
     data: (inputs, targets), pytrees of arrays [example, ...].
-    penalty: params -> a number added to the mean loss (and to no loss that is reported); None for none.
-    measure: (outputs, targets) -> {name: value of each example, [batch]}, averaged as the loss is; None for none.
+    penalty: params -> a number added to the mean loss (and to no loss that is reported); or None.
+    measure: (outputs, targets) -> {name: value of each example, [batch]}, averaged as the loss is; or None.
     """
 
     init: Callable[[Any], Any]
@@ -44,8 +44,15 @@ class Task(NamedTuple):
 class Update(Protocol):
     """An optax transformation, or anything with its two functions."""
 
-    init: Any
-    update: Any
+    @property
+    def init(self) -> Callable[..., Any]:
+        """params -> memory of the transformation."""
+        ...
+
+    @property
+    def update(self) -> Callable[..., Any]:
+        """(gradient, memory, params) -> (what to add to the params, memory)."""
+        ...
 
 
 class Fit(NamedTuple):
@@ -55,9 +62,9 @@ class Fit(NamedTuple):
     start_loss: mean loss of the first batch, before any update.
     seen: [epoch, ...] of `train_loss` and the task's measures (running means over the epoch's batches, each
         taken before its update, as the chapter draws them), `gradient_norm` (mean over the epoch's steps, of
-        the loss with its penalty), and what the probe returned after each epoch. From the first bad step's epoch
-        on the floating ones are NaN.
-    first_bad_step: the first step, counting from 1, whose loss or updated parameters were not finite; 0 for none.
+        the loss with its penalty), and what the probe returned after each epoch. From the epoch of the first
+        bad step on, the floating ones are NaN.
+    first_bad_step: the first step, from 1 on, whose loss or updated parameters were not finite; 0 for none.
     """
 
     params: Any
@@ -79,8 +86,8 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     """Numbers of a batch's examples, and which of them count (None: all). A short last batch is padded."""
 
-    examples: Int[Array, "..."]
-    counts: Bool[Array, "..."] | None
+    examples: Int[Array, ...]
+    counts: Bool[Array, ...] | None
 
 
 def fit(
@@ -98,8 +105,8 @@ def fit(
     `order` "per_seed" draws each epoch's order from the key; "shared" is one sequence of orders for all keys.
     `probe(params, key)` is what is observed after each epoch, with a key of its own for each.
 
-    Errors: UsageError, while tracing, for sizes below 1, an unknown order, data of unequal lengths, a loss that
-    is not one number an example, and a probe that takes a name which is taken.
+    Errors: UsageError, while tracing, for sizes below 1, an unknown order, data of unequal lengths, a loss
+    that is not one number an example, and a probe that takes a name which is taken.
     """
     n = _require(task, epochs, batch_size)
     require_choice(order, ORDERS, "order")
@@ -118,7 +125,9 @@ def fit(
         seen = _average(seen, batches.counts) | {"start_loss": seen["train_loss"][0]}
         observed = {} if probe is None else dict(probe(state.params, jax.random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
-            raise UsageError(f"probe: {sorted(set(observed) & set(seen))} are fit's own or the task's measures.")
+            raise UsageError(
+                f"probe: {sorted(set(observed) & set(seen))} are fit's own or the task's measures."
+            )
         return state, _nan_once_bad(seen | observed, state.first_bad_step)
 
     state, seen = jax.lax.scan(epoch, State(start, update.init(start), zero, zero), jnp.arange(epochs))
@@ -130,14 +139,14 @@ def shuffle(key: Array, n: int) -> Int[Array, " n"]:
     """0..n-1 in a random order."""
     if n > PACKED:
         return jax.random.permutation(key, n)
-    # random high bits, the number itself in the low ones: sorting shuffles, and what is sorted says where from
+    # random high bits, the number itself in the low ones: to sort these is to shuffle those
     low_bits = (1 << (n - 1).bit_length()) - 1
     high = jax.random.bits(key, (n,), jnp.uint32) & jnp.uint32(0xFFFFFFFF - low_bits)
     return (jnp.sort(high | jnp.arange(n, dtype=jnp.uint32)) & low_bits).astype(jnp.int32)
 
 
 def make_batches(key: Array, n: int, batch_size: int) -> Batch:
-    """An epoch's batches, [step, batch]; the last is filled up with its own last example, which counts once."""
+    """An epoch's batches, [step, batch]; a short last one is filled with its own last example."""
     batch_size = min(batch_size, n)
     places = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
     examples = shuffle(key, n)[jnp.minimum(places, n - 1)]
@@ -145,13 +154,13 @@ def make_batches(key: Array, n: int, batch_size: int) -> Batch:
 
 
 def matrices(params: Any) -> Any:
-    """True for each parameter that is a matrix or more: what decay and penalties act on. Biases are left out."""
+    """True for each parameter that is a matrix or more, as decay and penalties want it: no bias."""
     return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
 
 
 def norm_of_matrices(params: Any) -> Float[Array, ""]:
     """Euclidean norm of all weights together, biases left out."""
-    return optax.global_norm([x for x in jax.tree.leaves(params) if jnp.ndim(x) > 1])
+    return optax.tree.norm([x for x in jax.tree.leaves(params) if jnp.ndim(x) > 1])
 
 
 def _step(
@@ -165,7 +174,9 @@ def _step(
         outputs = task.apply(params, inputs, key)
         losses = task.loss(outputs, targets)
         if losses.shape != batch.examples.shape:
-            raise UsageError(f"loss returned {losses.shape}: one number an example, {batch.examples.shape}, is wanted.")
+            raise UsageError(
+                f"loss returned {losses.shape}: one number an example, {batch.examples.shape}, is wanted."
+            )
         measured = {} if task.measure is None else dict(task.measure(outputs, targets))
         loss = _mean(losses, batch.counts)
         penalty = 0.0 if task.penalty is None else task.penalty(params)
@@ -174,25 +185,27 @@ def _step(
     (_, (loss, measured)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     change, memory = update.update(gradient, state.memory, state.params)
     params = optax.apply_updates(state.params, change)
-    finite = jnp.isfinite(loss) & jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+    finite = jnp.isfinite(loss) & jnp.all(
+        jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)])
+    )
     moves = finite & (state.first_bad_step == 0)
     params, memory = jax.tree.map(
         lambda new, old: jnp.where(moves, new, old), (params, memory), (state.params, state.memory)
     )
     first_bad_step = jnp.where((state.first_bad_step == 0) & ~finite, state.step + 1, state.first_bad_step)
-    seen = {"train_loss": loss, "gradient_norm": optax.global_norm(gradient), **measured}
+    seen = {"train_loss": loss, "gradient_norm": optax.tree.norm(gradient), **measured}
     return State(params, memory, state.step + 1, first_bad_step), seen
 
 
 def _mean(values: Array, counts: Array | None) -> Array:
-    """Mean over the batch of what counts. What pads is a copy of an example that counts: as finite as that."""
+    """Mean over the batch of what counts. What pads is a copy of what counts, and as finite as that."""
     if counts is None:
         return jnp.mean(values)
     return jnp.sum(jnp.where(counts, values, 0)) / jnp.sum(counts)
 
 
 def _average(seen: dict[str, Array], counts: Array | None) -> dict[str, Array]:
-    """An epoch's means of what its steps saw, [step]: of losses and measures over examples, of norms over steps."""
+    """Means of what an epoch's steps saw, [step]: of losses and measures over examples, of norms over steps."""
     share = None if counts is None else jnp.mean(counts, axis=1) / jnp.mean(counts)
     return {
         name: jnp.mean(values if share is None or name == "gradient_norm" else values * share)
@@ -201,7 +214,7 @@ def _average(seen: dict[str, Array], counts: Array | None) -> dict[str, Array]:
 
 
 def _nan_once_bad(seen: dict[str, Array], first_bad_step: Array) -> dict[str, Array]:
-    """NaN for every float once the run is frozen: what would be seen of it looks like a result and is none."""
+    """NaN for every float once the run is frozen: what is seen of it then looks like a result and is none."""
 
     def hide(name: str, x: Any) -> Array:
         x = jnp.asarray(x)
@@ -219,5 +232,7 @@ def _require(task: Task, epochs: int, batch_size: int) -> int:
             raise UsageError(f"{name}={value}: at least 1 is wanted.")
     lengths = {x.shape[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(task.data)}
     if len(lengths) != 1 or 0 in lengths:
-        raise UsageError(f"task.data: arrays of one common length [example, ...] are wanted, got {sorted(lengths)}.")
+        raise UsageError(
+            f"task.data: arrays of one common length [example, ...] are wanted, got {sorted(lengths)}."
+        )
     return lengths.pop()

@@ -53,7 +53,7 @@ def predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """
     if not has_theory(spec):
         nothing = dict.fromkeys(VARIABLES, np.full(spec.depth, np.nan))
-        return nothing | _spread(spec, 0.0, 0.0) | dict.fromkeys(FORECASTS, np.float64(np.nan))
+        return nothing | _spread(spec, 0.0, 0.0) | dict.fromkeys(FORECASTS, np.asarray(np.nan))
     sigma_w, sigma_b = sigmas(spec, hparams)
     walked = trajectory(
         spec.activation, spec.depth, sigma_w, sigma_b, kind="plain" if spec.kind == "recurrent" else spec.kind,
@@ -108,9 +108,9 @@ def _forecast(spec: Any, variables: dict[str, np.ndarray]) -> dict[str, np.ndarr
         for what, first in (("bad", floats.first_overflow_layer), ("lost", floats.first_underflow_layer)):
             step = int(first(travelled, spec.dtype, count))
             layer = step if forth == 1 or step == 0 else spec.depth + 1 - step
-            found[f"first_{what}_layer_{direction}"] = np.float64(layer)
+            found[f"first_{what}_layer_{direction}"] = np.asarray(float(layer))
     try:
         scale = floats.loss_scale(variables["log10_backward_rms"], spec.dtype, count)
     except UsageError:
         scale = math.nan
-    return found | {"loss_scale": np.float64(scale)}
+    return found | {"loss_scale": np.asarray(scale)}

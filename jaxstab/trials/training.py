@@ -1,4 +1,4 @@
-"""The image classifier as a family: dense layers trained by (stochastic) gradient descent, every number traced."""
+"""The image classifier as a family: dense layers trained on shuffled batches, every number traced."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -66,9 +67,9 @@ class HParams(NamedTuple):
     """The numbers, each traced.
 
     weight_decay multiplies each weight and is added to its gradient (its step, for an optimizer in `w`); l1
-    multiplies each weight's sign and is added to its gradient; both leave biases out. dropout: a rate for each
-    hidden layer, () for a network without. gain multiplies the initialization. momentum: of sgd and sgdw.
-    clip_norm: largest norm of the loss's gradient; infinity is off.
+    multiplies each weight's sign and is added to its gradient; both leave biases out. dropout: a rate for
+    each hidden layer, () for a network without. gain multiplies the initialization. momentum: of sgd and
+    sgdw. clip_norm: largest norm of the loss's gradient; infinity is off.
     """
 
     learning_rate: float = 0.1
@@ -89,19 +90,23 @@ class HParams(NamedTuple):
         if any(not 0 <= rate <= 1 for rate in self.dropout):
             raise UsageError(f"dropout={self.dropout}: a rate is a probability.")
         if len(self.dropout) not in (0, len(spec.hidden)):
-            raise UsageError(f"dropout={self.dropout}: one rate for each of {len(spec.hidden)} hidden layers is wanted.")
+            raise UsageError(
+                f"dropout={self.dropout}: one rate for each of {len(spec.hidden)} hidden layers is wanted."
+            )
         if self.momentum and spec.optimizer not in ("sgd", "sgdw"):
-            raise UsageError(f"momentum={self.momentum}: {spec.optimizer} has moments of its own; choose sgd or sgdw.")
+            raise UsageError(
+                f"momentum={self.momentum}: {spec.optimizer} has moments of its own; choose sgd or sgdw."
+            )
 
 
 def make_update(optimizer: str, hparams: HParams) -> optax.GradientTransformation:
-    """The optimizer of that name with traced numbers; what is switched off changes no bit.
+    """The optimizer of that name with traced numbers; for sgd and sgdw, what is switched off changes no bit.
 
-    The gradient of the loss is clipped before decay and L1 are added to it, as with PyTorch's `clip_grad_norm_`.
+    The gradient of the loss is clipped before decay and L1 are added, as with PyTorch's `clip_grad_norm_`.
     """
     moments = optax.trace(hparams.momentum) if optimizer.startswith("sgd") else optax.scale_by_adam()
     decay = optax.add_decayed_weights(hparams.weight_decay, mask=matrices)
-    sign = optax.stateless_with_tree_map(lambda g, w: g + hparams.l1 * jnp.sign(w))
+    sign = optax.stateless_with_tree_map(lambda g, w: g + hparams.l1 * jnp.sign(jnp.asarray(w)))
     return optax.chain(
         _clip(hparams.clip_norm),
         optax.masked(sign, matrices),
@@ -113,10 +118,10 @@ def make_update(optimizer: str, hparams: HParams) -> optax.GradientTransformatio
 def _clip(max_norm: Any) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(max_norm)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        clipped, state = clip.update(gradient, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, state = clip.update(updates, state, params)
         # where the norm overflows, the gradient may yet be finite: off is off
-        return jax.tree.map(lambda c, g: jnp.where(jnp.isinf(max_norm), g, c), clipped, gradient), state
+        return jax.tree.map(lambda c, g: jnp.where(jnp.isinf(max_norm), g, c), clipped, updates), state
 
     return optax.GradientTransformation(clip.init, update)
 
@@ -138,12 +143,14 @@ def make_task(spec: Spec, hparams: HParams, data: images.ImageData) -> Task:
     )
 
 
-def is_right(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def is_right(
+    logits: Float[Array, "batch classes"], labels: Int[Array | np.ndarray, " batch"]
+) -> Float[Array, " batch"]:
     """1 where the largest logit is the label's, else 0; a tie goes to the first, as in PyTorch."""
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
-def loss_of_chance(labels: Int[Array, " n"], classes: int) -> Float[Array, ""]:
+def loss_of_chance(labels: Int[Array | np.ndarray, " n"], classes: int) -> Float[Array, ""]:
     """Entropy of the labels: the mean cross-entropy of the best guess that does not look at the image."""
     share = jnp.mean(jax.nn.one_hot(labels, classes), axis=0)
     return -jnp.sum(jax.scipy.special.xlogy(share, share))
@@ -193,7 +200,7 @@ training = Family(
     Spec=Spec,
     HParams=HParams,
     make_trial=make_trial,
-    dims={name: ("epoch",) for name in EPOCH_OUTPUTS},
+    dims=dict.fromkeys(EPOCH_OUTPUTS, ("epoch",)),
     shared=load,
     flags=FLAGS,
 )

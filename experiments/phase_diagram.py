@@ -1,0 +1,117 @@
+"""Where in the plane of (sigma_w, sigma_b) do gradients vanish, and where do they explode?
+
+Mean-field theory (Poole et al. 2016; Schoenholz et al. 2017) draws a line through the plane, chi = 1: below it a
+deep tanh network forgets its inputs and its gradients vanish (ordered), above it both explode (chaotic). Here chi is
+measured at every point, from how a gradient grows on its way back through layers that have settled, and the
+measured boundary is held against the theoretical line row by row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """`points` values each of sigma_w and sigma_b; the first `settle` layers are left to find their fixed point."""
+
+    seeds: int = 8
+    points: int = 64
+    width: int = 512
+    depth: int = 60
+    settle: int = 30
+
+
+SCALES = {
+    "smoke": Config(seeds=4, points=12, width=256, depth=30, settle=15),
+    "default": Config(),
+    "full": Config(seeds=64, points=128, width=1024, depth=120, settle=60),
+}
+
+
+def run(config: Config) -> Record:
+    """The growth of gradients at every point of the plane: one program, one input, layers drawn in law."""
+    sigma_w = np.linspace(0.5, 3.0, config.points)
+    sigma_b = np.linspace(0.05, 1.5, config.points)
+    measured = jaxstab.propagate(
+        config.seeds, activation="tanh", init="lecun_normal", sampler="conditioned", batch=1, width=config.width,
+        depth=config.depth, gain=sigma_w, sigma_b=sigma_b, keep=["log10_backward_rms"],
+    )  # fmt: skip
+    upper, lower = config.depth - 1, config.settle
+    growth = measured.log10_backward_rms.sel(layer=lower) - measured.log10_backward_rms.sel(layer=upper)
+    log_chi = 2 * np.log(10) * growth / (upper - lower)
+    critical = [jaxstab.critical_initialization("tanh", b)[0] for b in sigma_b]
+    data = xr.Dataset(
+        {"log_chi": log_chi.drop_vars("layer", errors="ignore"), "critical": ("sigma_b", np.array(critical))}
+    ).rename(gain="sigma_w")
+    data["boundary"] = boundary(data.log_chi.mean("seed"))
+    return Record(data)
+
+
+def boundary(log_chi: xr.DataArray) -> xr.DataArray:
+    """sigma_w where the measured ln chi of each row first rises through 0, interpolated; NaN where it does not."""
+    sigma_w, found = log_chi.sigma_w.values, []
+    for row in log_chi.transpose("sigma_b", "sigma_w").values:
+        after = np.flatnonzero((row[1:] > 0) & (row[:-1] <= 0))
+        i = after[0] if after.size else -1
+        share = -row[i] / (row[i + 1] - row[i]) if after.size else np.nan
+        found.append(sigma_w[i] + share * (sigma_w[i + 1] - sigma_w[i]) if after.size else np.nan)
+    return xr.DataArray(found, {"sigma_b": log_chi.sigma_b}, ("sigma_b",))
+
+
+def rows_within_a_step(data: xr.Dataset) -> float:
+    """Share of the rows whose measured boundary lies within one grid step of the theoretical line."""
+    step = float(data.sigma_w[1] - data.sigma_w[0])
+    return float((np.abs(data.boundary - data.critical) <= step).mean())
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """ln chi over the plane, and the depth over which a gradient changes by e, with the theoretical line."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    log_chi = data.log_chi.mean("seed").transpose("sigma_b", "sigma_w")
+    figure, panels = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
+    scale = np.minimum(1 / np.abs(log_chi), 1e3)
+    shown = [
+        (log_chi, "ln chi, measured", {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5}),
+        (np.log10(scale), "log10 depth scale 1/|ln chi|, layers", {"cmap": "cividis", "vmin": 0, "vmax": 2.5}),
+    ]
+    for panel, (values, title, colours) in zip(panels, shown, strict=True):
+        mesh = panel.pcolormesh(data.sigma_w, data.sigma_b, values, rasterized=True, **colours)
+        panel.grid(visible=False)
+        figure.colorbar(mesh, ax=panel, shrink=0.9)
+        panel.plot(data.critical, data.sigma_b, color="black", linewidth=1.6, label="theory, chi = 1")
+        panel.plot(data.boundary, data.sigma_b, ".", color=figures.PUBLISHED, markersize=3, label="measured")
+        panel.set(xlabel="sigma_w", title=title, xlim=(0.5, 3))
+    panels[0].set_ylabel("sigma_b")
+    panels[0].legend(loc="upper left", facecolor="white", frameon=True)
+    panels[0].text(2.3, 0.35, "chaotic", fontsize=10)
+    panels[0].text(0.7, 1.0, "ordered", fontsize=10)
+    return {"plane": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """No source prints a number of this plane; theory's line is what it is held against."""
+    data = record.data
+    row = data.log_chi.isel(sigma_b=data.sizes["sigma_b"] // 2)
+    near = row.sel(sigma_w=float(data.critical[data.sizes["sigma_b"] // 2]), method="nearest")
+    share = 100 * rows_within_a_step(data)
+    return [
+        scoreboard.make_claim("phase_diagram", "rows within a step of chi = 1, %", [share], published=None,
+                              source="Schoenholz et al. 2017", theory=100.0),
+        scoreboard.make_claim("phase_diagram", f"ln chi nearest the line, sigma_b = {float(row.sigma_b):.2f}", near,
+                              published=None, source="Schoenholz et al. 2017", theory=0.0),
+    ]  # fmt: skip

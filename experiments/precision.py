@@ -1,0 +1,156 @@
+"""In which layer do float16, bfloat16 and float32 overflow and underflow, and what does a loss scale do?
+
+The lecture notes say that float16 holds numbers from 6e-5 to 6e4, and that a gradient below 5e-4 may be taken for
+0. Here the edges of each dtype are found by computing with it; stacks that explode or vanish are run in each and the
+layer where they break is held against its forecast; and gradients are scaled by the loss scale that theory proposes.
+float16 still holds 6e-8 (a subnormal number): the notes' 5e-4 is where its relative precision, not the number, is
+in danger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DTYPES = ["float16", "bfloat16", "float32"]
+STACKS = {
+    "N(0, 1), linear": {"activation": "linear", "init": "normal"},
+    "1/sqrt n, ReLU": {"activation": "relu", "init": "lecun_normal"},
+    "gain 0.01, tanh": {"activation": "tanh", "init": "lecun_normal", "gain": 0.01},
+}
+BREAKS = [f"first_{what}_layer_{way}" for what in ("bad", "lost") for way in ("forward", "backward")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Stacks of the deep-stack notes' size."""
+
+    seeds: int = 16
+    depth: int = 100
+    width: int = 256
+    batch: int = 16
+
+
+SCALES = {"smoke": Config(seeds=2, depth=40), "default": Config(), "full": Config(seeds=256)}
+
+
+@jaxstab.family(dims={"largest": (), "smallest": (), "smallest_normal": ()})
+def edges(key: jax.Array, *, dtype: str) -> dict[str, jax.Array]:
+    """Largest and smallest numbers of a dtype that computing with it keeps: 2^e times one, over all e."""
+    exponents = jnp.arange(-160, 130)
+    numbers = jnp.ldexp(jnp.ones(exponents.shape, jnp.float32), exponents // 2).astype(dtype)
+    rest = jnp.ldexp(jnp.ones(exponents.shape, jnp.float32), exponents - exponents // 2).astype(dtype)
+    powers = numbers * rest  # the product is made in the dtype itself
+    exact = (powers != 0) & jnp.isfinite(powers)
+    half_more = powers * jnp.asarray(1 + jnp.finfo(dtype).eps, dtype)
+    log2 = exponents.astype(jnp.float32)
+    return {
+        "largest": jnp.max(jnp.where(exact, log2, -jnp.inf)),
+        "smallest": jnp.min(jnp.where(exact, log2, jnp.inf)),
+        "smallest_normal": jnp.min(jnp.where(exact & (half_more != powers), log2, jnp.inf)),
+    }
+
+
+def run(config: Config) -> Record:
+    """Edges of the dtypes; every stack in every dtype, measured and forecast; gradients under the loss scale."""
+    sizes = {"depth": config.depth, "width": config.width, "batch": config.batch}
+    keep = [*BREAKS, "log10_backward_rms", "backward_rms"]
+    measured, forecast = [], []
+    for settings in STACKS.values():
+        measured.append(jaxstab.propagate(config.seeds, dtype=DTYPES, keep=keep, **sizes, **settings).reset_coords(drop=True))
+        forecast.append(jaxstab.predict(dtype=DTYPES, **sizes, **settings).reset_coords(drop=True))
+    stack = xr.DataArray(list(STACKS), dims="stack", name="stack")
+    data = xr.concat(measured, stack).drop_vars("status")
+    predicted = xr.concat(forecast, stack)
+    data = data.assign({f"{name}_theory": predicted[name] for name in [*BREAKS, "loss_scale"]})
+    limits = jaxstab.sweep(edges, jaxstab.grid(dtype=DTYPES), seeds=1).isel(seed=0, drop=True)
+    data = data.assign({f"edge_{name}": 2.0 ** limits[name].astype(float) for name in limits.data_vars if name != "status"})
+    return Record(data.assign(scaled_lost=lost_share(data)))
+
+
+def lost_share(data: xr.Dataset) -> xr.DataArray:
+    """Share of layers whose gradient underflows float16, unscaled and under the scale that theory proposes."""
+    log10 = data.log10_backward_rms.sel(dtype="float16", drop=True)
+    smallest = float(np.log10(data.edge_smallest.sel(dtype="float16")))
+    largest = float(np.log10(data.edge_largest.sel(dtype="float16")))
+    scale = np.log10(data.loss_scale_theory.sel(dtype="float16", drop=True))
+    kept = [((x < smallest) | (x > largest)).mean(("layer", "seed")) for x in (log10, log10 + scale.fillna(0))]
+    return xr.concat(kept, xr.DataArray(["unscaled", "scaled"], dims="loss", name="loss"))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """The layer in which each stack breaks, measured and forecast; and gradients over float16's range."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, panels = plt.subplots(1, len(STACKS), figsize=(11, 3.4), sharey=True)
+    for panel, name in zip(panels, STACKS, strict=True):
+        one = data.sel(stack=name)
+        for i, what in enumerate(BREAKS):
+            places = np.arange(len(DTYPES)) + 0.18 * (i - 1.5)
+            label = what.removeprefix("first_").replace("_layer_", " ").replace("bad", "not finite").replace("lost", "all zero")
+            layers = one[what].median("seed")
+            panel.bar(places, layers, 0.16, label=label)
+            panel.plot(places, one[f"{what}_theory"], "_", color=figures.THEORY, markersize=9, markeredgewidth=1.4)
+        panel.set_xticks(np.arange(len(DTYPES)), DTYPES)
+        panel.set_title(name)
+    panels[0].set_ylabel("layer (0: nowhere)")
+    panels[-1].legend(fontsize=7.5)
+    figure.suptitle("first layer that breaks, in the direction of travel; dashes: forecast", fontsize=9.5)
+    return {"breaks": figure, "scaling": plot_scaling(data)}
+
+
+def plot_scaling(data: xr.Dataset) -> Figure:
+    """Gradients by layer against what float16 holds, before and after the loss scale."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(STACKS), figsize=(11, 3.2), sharey=True)
+    edge = data.sel(dtype="float16")
+    for panel, name in zip(panels, STACKS, strict=True):
+        one = edge.sel(stack=name)
+        panel.axhspan(np.log10(one.edge_smallest), np.log10(one.edge_largest), color="#2f8f6b", alpha=0.12, linewidth=0)
+        figures.band(panel, one.log10_backward_rms, label="as it is")
+        scale = float(one.loss_scale_theory)
+        if np.isfinite(scale):
+            figures.band(panel, one.log10_backward_rms + np.log10(scale), label=f"loss x 2^{np.log2(scale):.0f}")
+        panel.set(xlabel="layer", title=name if np.isfinite(scale) else f"{name}: no scale does")
+        panel.set_ylim(-45, 45)
+        panel.legend(loc="upper right")
+    panels[0].set_ylabel("log10 rms of the gradient")
+    figure.suptitle("what float16 holds (green), and gradients in it", fontsize=9.5)
+    return figure
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The notes' three numbers about float16, and the layers that facts derive."""
+    data, source = record.data, "lecture notes"
+    half = data.sel(dtype="float16")
+
+    def claim(quantity: str, sample, published: float | None, **more) -> scoreboard.Claim:
+        return scoreboard.make_claim("precision", quantity, sample, published=published, source=source, **more)
+
+    found = [
+        claim("float16: smallest normal number", [float(half.edge_smallest_normal)], 6e-5, resolution=5e-6, theory=2.0**-14),
+        claim("float16: largest power of two", [float(half.edge_largest)], 6e4, theory=2.0**15,
+              incomparable="the largest number is 65504; powers of two end at 32768"),
+        claim("float16: magnitude below which a gradient is 0", [float(half.edge_smallest)], 5e-4, theory=2.0**-24),
+    ]  # fmt: skip
+    explosive = data.sel(stack="N(0, 1), linear")
+    for dtype in DTYPES:
+        one = explosive.sel(dtype=dtype)
+        found.append(claim(f"{dtype}: N(0, 1) weights end in layer", one.first_bad_layer_forward, None,
+                           theory=float(one.first_bad_layer_forward_theory)))  # fmt: skip
+    return found

@@ -1,0 +1,112 @@
+"""Which remedies keep the gradients of a hundred layers or steps in [1e-6, 1e3]?
+
+The lecture notes name the goal, gradients in a reasonable range, for example [1e-6, 1e3], and three ways there:
+turn products into sums (ResNet, LSTM), normalize (gradients, or layers), clip gradients; and, in the end, choose
+weights and activations well. Here each is measured over seeds: a remedy holds in a network where the gradient with
+respect to every layer lies in the range. An LSTM is a matter of its forget gate: with a bias of 1 each step keeps
+0.73 of the cell, so 100 steps keep 1e-14; with the bias ln(99) of Tallec & Ollivier 2018 they keep a third.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RANGE = (-6.0, 3.0)
+REMEDIES: dict[str, dict[str, object]] = {
+    "plain, small weights": {"gain": 0.5},
+    "plain, large weights": {"gain": 3.0},
+    "plain, critical": {"gain": 1.0},
+    "residual": {"gain": 3.0, "kind": "residual", "branch_scale": 0.1},
+    "layer norm": {"gain": 3.0, "kind": "normalized"},
+    "RNN, small weights": {"gain": 0.5, "kind": "recurrent"},
+    "RNN, large weights": {"gain": 3.0, "kind": "recurrent"},
+    "LSTM, forget bias 1": {"kind": "lstm", "forget_bias": 1.0},
+    "LSTM, forget bias ln 99": {"kind": "lstm", "forget_bias": math.log(99)},
+}
+CLIPPED = {"clipped, large weights": "plain, large weights", "clipped, small weights": "plain, small weights"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Stacks of `depth` layers or steps."""
+
+    seeds: int = 64
+    depth: int = 100
+    width: int = 128
+    batch: int = 8
+
+
+SCALES = {"smoke": Config(seeds=4, width=32), "default": Config(), "full": Config(seeds=1024, width=256)}
+
+
+def run(config: Config) -> Record:
+    """Gradients layer by layer under each remedy; clipping is by global norm 1, over all layers at once."""
+    parts = []
+    for settings in REMEDIES.values():
+        one = jaxstab.propagate(
+            config.seeds, activation="tanh", init="lecun_normal", depth=config.depth, width=config.width,
+            batch=config.batch, keep=["log10_backward_rms"], **settings,
+        )  # fmt: skip
+        parts.append(one.log10_backward_rms.reset_coords(drop=True))
+    measured = xr.concat(parts, xr.DataArray(list(REMEDIES), dims="remedy", name="remedy"))
+    clipped = [clip(measured.sel(remedy=name), config.width * config.batch) for name in CLIPPED.values()]
+    names = xr.DataArray(list(CLIPPED), dims="remedy", name="remedy")
+    gradient = xr.concat([measured, xr.concat(clipped, names)], "remedy")
+    inside = ((gradient >= RANGE[0]) & (gradient <= RANGE[1])).all("layer")
+    return Record(xr.Dataset({"log10_gradient": gradient, "share_kept": inside.mean("seed")}))
+
+
+def clip(log10_rms: xr.DataArray, entries: int, norm: float = 1.0) -> xr.DataArray:
+    """Gradients scaled so that the norm of all of them together is at most `norm`; in log10, which does not end."""
+    top = log10_rms.max("layer")
+    log_norm = top + 0.5 * np.log10((10 ** (2 * (log10_rms - top))).sum("layer") * entries)
+    return log10_rms - np.maximum(log_norm - math.log10(norm), 0)
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Each remedy's gradients by layer, the wanted range shaded, and the share of networks that stay in it."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    names = data.remedy.values
+    figure, panels = plt.subplots(3, 4, figsize=(11, 6.4), sharex=True)
+    for panel, name in zip(panels.flat, names, strict=False):
+        one = data.sel(remedy=name)
+        panel.axhspan(*RANGE, color="#2f8f6b", alpha=0.12, linewidth=0)
+        figures.band(panel, one.log10_gradient)
+        kept = 100 * float(one.share_kept)
+        panel.set_title(f"{name}: {kept:.0f} %", color="#2f8f6b" if kept > 95 else figures.PUBLISHED, fontsize=9)
+        low, high = panel.get_ylim()
+        panel.set_ylim(min(low, -8), max(high, 5))
+    for panel in panels.flat[len(names) :]:
+        panel.set_axis_off()
+    figure.supxlabel("layer or step", fontsize=9.5)
+    figure.supylabel("log10 rms of the gradient", fontsize=9.5)
+    figure.suptitle("share of networks whose gradients stay in [1e-6, 1e3] at every layer", fontsize=9.5)
+    return {"gradients": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The range is the notes' wish, not a draw: what each remedy makes of it."""
+    data, found = record.data, []
+    for name in data.remedy.values:
+        worst = data.log10_gradient.sel(remedy=name)
+        worst = worst.isel(layer=0)
+        found.append(
+            scoreboard.make_claim("remedies", f"{name}: log10 gradient at the first layer", worst, published=None,
+                                  source="lecture notes, range [1e-6, 1e3]")
+        )  # fmt: skip
+    return found
