@@ -29,6 +29,7 @@ DTYPES = ["float16", "bfloat16", "float32"]
 STACKS = {
     "N(0, 1), linear": {"activation": "linear", "init": "normal"},
     "1/sqrt n, ReLU": {"activation": "relu", "init": "lecun_normal"},
+    "0.85 Kaiming, ReLU": {"activation": "relu", "init": "kaiming_normal", "gain": 0.85},
     "gain 0.01, tanh": {"activation": "tanh", "init": "lecun_normal", "gain": 0.01},
 }
 BREAKS = [f"first_{what}_layer_{way}" for what in ("bad", "lost") for way in ("forward", "backward")]
@@ -96,7 +97,7 @@ def plot(record: Record) -> dict[str, Figure]:
     import matplotlib.pyplot as plt
 
     data = record.data
-    figure, panels = plt.subplots(1, len(STACKS), figsize=(11, 3.4), sharey=True)
+    figure, panels = plt.subplots(1, len(STACKS), figsize=(12, 3.6), sharey=True)
     for panel, name in zip(panels, STACKS, strict=True):
         one = data.sel(stack=name)
         for i, what in enumerate(BREAKS):
@@ -108,7 +109,7 @@ def plot(record: Record) -> dict[str, Figure]:
         panel.set_xticks(np.arange(len(DTYPES)), DTYPES)
         panel.set_title(name)
     panels[0].set_ylabel("layer (0: nowhere)")
-    panels[-1].legend(fontsize=7.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle("first layer that breaks, in the direction of travel; dashes: forecast", fontsize=9.5)
     return {"breaks": figure, "scaling": plot_scaling(data)}
 
@@ -117,7 +118,7 @@ def plot_scaling(data: xr.Dataset) -> Figure:
     """Gradients by layer against what float16 holds, before and after the loss scale."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(STACKS), figsize=(11, 3.2), sharey=True)
+    figure, panels = plt.subplots(1, len(STACKS), figsize=(12, 3.2), sharey=True)
     edge = data.sel(dtype="float16")
     for panel, name in zip(panels, STACKS, strict=True):
         one = edge.sel(stack=name)
@@ -127,7 +128,7 @@ def plot_scaling(data: xr.Dataset) -> Figure:
         if np.isfinite(scale):
             figures.band(panel, one.log10_backward_rms + np.log10(scale), label=f"loss x 2^{np.log2(scale):.0f}")
         panel.set(xlabel="layer", title=name if np.isfinite(scale) else f"{name}: no scale does")
-        panel.set_ylim(-45, 45)
+        panel.set_ylim(-22, 22)
         panel.legend(loc="upper right")
     panels[0].set_ylabel("log10 rms of the gradient")
     figure.suptitle("what float16 holds (green), and gradients in it", fontsize=9.5)

@@ -33,8 +33,8 @@ REMEDIES: dict[str, dict[str, object]] = {
     "layer norm": {"gain": 3.0, "kind": "normalized"},
     "RNN, small weights": {"gain": 0.5, "kind": "recurrent"},
     "RNN, large weights": {"gain": 3.0, "kind": "recurrent"},
-    "LSTM, forget bias 1": {"kind": "lstm", "forget_bias": 1.0},
-    "LSTM, forget bias ln 99": {"kind": "lstm", "forget_bias": math.log(99)},
+    "LSTM, small weights, bias 1": {"gain": 0.5, "kind": "lstm", "forget_bias": 1.0},
+    "LSTM, small weights, bias ln 99": {"gain": 0.5, "kind": "lstm", "forget_bias": math.log(99)},
 }
 CLIPPED = {"clipped, large weights": "plain, large weights", "clipped, small weights": "plain, small weights"}
 

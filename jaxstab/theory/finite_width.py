@@ -190,7 +190,7 @@ def _interval(
             for p in probabilities
         ]
     elif name == "linear" and min(sizes) <= LARGEST_GRAM:
-        rows = np.quantile(_gram_samples(width, int(np.max(counts)), batch)[:, counts], probabilities, axis=0)
+        rows = np.quantile(_gram_samples(width, int(np.max(mortal)), batch)[:, counts], probabilities, axis=0)
     else:
         rows = np.full((3, len(counts)), np.nan)
     gain, bias = np.broadcast_arrays(np.asarray(sigma_w, np.float64), np.asarray(sigma_b, np.float64))

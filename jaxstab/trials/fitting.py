@@ -214,7 +214,7 @@ def _average(seen: dict[str, Array], counts: Array | None) -> dict[str, Array]:
 
 
 def _nan_once_bad(seen: dict[str, Array], first_bad_step: Array) -> dict[str, Array]:
-    """NaN for every float once the run is frozen: what is seen of it then looks like a result and is none."""
+    """NaN for every float of a frozen run: what it shows then looks like a result and is none."""
 
     def hide(name: str, x: Any) -> Array:
         x = jnp.asarray(x)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxstab.errors import UsageError
 from jaxstab.nets import initializers
 from jaxstab.nets.stacks import GAUSSIAN
-from jaxstab.theory import finite_width, floats
+from jaxstab.theory import activations, finite_width, floats
 from jaxstab.theory.trajectory import Trajectory, trajectory
 
 LN_10 = math.log(10.0)
@@ -102,13 +102,17 @@ def _forecast(spec: Any, variables: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
     `loss_scale` is NaN where no single scale does.
     """
-    count, found = spec.batch * spec.width, {}
+    count, phi, found = spec.batch * spec.width, activations.resolve(spec.activation), {}
     for direction, forth in (("forward", 1), ("backward", -1)):
         travelled = variables[f"log10_{direction}_rms"][::forth]
         for what, first in (("bad", floats.first_overflow_layer), ("lost", floats.first_underflow_layer)):
             step = int(first(travelled, spec.dtype, count))
             layer = step if forth == 1 or step == 0 else spec.depth + 1 - step
             found[f"first_{what}_layer_{direction}"] = np.asarray(float(layer))
+    dead = 0 < found["first_lost_layer_forward"] < spec.depth
+    if dead and spec.kind == "plain" and activations.evaluate(activations.derivative(phi), np.zeros(1))[0] == 0:
+        # where every input of the last activation is zero and so is its slope there, no gradient begins
+        found["first_lost_layer_backward"] = np.asarray(float(spec.depth - 1))
     try:
         scale = floats.loss_scale(variables["log10_backward_rms"], spec.dtype, count)
     except UsageError:

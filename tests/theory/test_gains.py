@@ -148,6 +148,7 @@ def test_sigmoid_is_critical_only_with_large_weights():
         ("gelu", 0.0, "no attracting fixed point"),
         ("silu", 0.0, "no attracting fixed point"),
         ("mish", 0.0, "no attracting fixed point"),
+        ("gelu", 0.3, "no attracting fixed point"),  # at q = 1.42 chi = 1, but dQ/dq = 1.046: it repels
         ("softplus", 0.0, "no attracting fixed point"),
         (jnp.sign, 0.0, "slope of 'sign' is zero"),
     ],

@@ -133,6 +133,22 @@ def test_rate_of_a_function_with_jumps():
     assert gaussian.second_moment_slope(step, q) == pytest.approx(exact, rel=1e-9)
 
 
+@jax.custom_jvp
+def gated(x):
+    """A surrogate slope, as of a straight-through estimator: it jumps where the value does not."""
+    return x
+
+
+@gated.defjvp
+def gated_jvp(primals, tangents):
+    return primals[0], jnp.where(primals[0] > 0.3, 1.0, 0.0) * tangents[0]
+
+
+def test_a_slope_that_is_not_that_of_the_value():
+    assert gaussian.slope_moment(gated, 1.0) == pytest.approx(stats.norm.sf(0.3), abs=1e-9)
+    assert gaussian.second_moment(gated, 1.0) == pytest.approx(1.0, rel=1e-12)
+
+
 def test_pairs_through_relu_and_its_slope():
     angle = np.arccos(CORRELATIONS)
     q = 1.7  # Cho & Saul 2009: kernels of degree 1 and 0

@@ -60,7 +60,7 @@ def assert_same_bits(left, right):
 
 
 def softmax_by_hand(start, hparams: HParams, decoupled: bool):
-    """Softmax regression in float64, in PyTorch's order: clip, L1 and coupled decay, momentum, decoupled decay."""
+    """Softmax regression in float64, in PyTorch's order: clip, L1, coupled decay, momentum, other decay."""
     w, b = (np.asarray(start["params"]["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
     m_w, m_b = np.zeros_like(w), np.zeros_like(b)
     x, labels = np.asarray(DATA.train_images, np.float64), np.asarray(DATA.train_labels)

@@ -1,0 +1,157 @@
+"""What do the usual initializations draw, and what do they do to shallow, deep and unequal networks?
+
+The chapter and the lecture notes compare the framework's default, N(0, 0.01^2), Xavier and Kaiming: N(0, 0.01^2) may
+serve a small network and does not serve a deep one; Xavier cannot keep the variance forward (n_in gamma = 1) and
+backward (n_out gamma = 1) at once unless n_in = n_out, and takes gamma = 2/(n_in + n_out). The chapter prints one
+4 x 5 Xavier matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.nets import initializers
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INITS = {
+    "default": ("torch_default", 1.0),
+    "N(0, 0.01^2)": ("normal", 0.01),
+    "Xavier": ("xavier_normal", 1.0),
+    "Kaiming": ("kaiming_normal", 1.0),
+}
+MODES = ["fan_in", "fan_avg", "fan_out"]
+PRINTED = [
+    [-0.0154, -0.0992, -0.0582, 0.0524, 0.5907], [0.0058, 0.6695, 0.7016, 0.0252, 0.6670],
+    [-0.3062, 0.3940, -0.1168, -0.3365, -0.4733], [0.4919, -0.3069, -0.2660, -0.9376, 0.0806],
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Networks of 256 units; a layer from `wide` units to `narrow`."""
+
+    seeds: int = 64
+    depths: tuple[int, ...] = (2, 50)
+    width: int = 256
+    wide: int = 512
+    narrow: int = 64
+
+
+SCALES = {"smoke": Config(seeds=8, width=64), "default": Config(), "full": Config(seeds=1024)}
+
+
+@jaxstab.family
+def printed_matrix(key: jax.Array, *, rows: int = 4, columns: int = 5) -> dict[str, jax.Array]:
+    """Root mean square of a small Xavier matrix's entries, as printed."""
+    matrix = initializers.xavier_normal()(key, (rows, columns))
+    return {"rms": jnp.sqrt(jnp.mean(matrix**2))}
+
+
+@jaxstab.family
+def unequal_layer(key: jax.Array, *, n_in: int, n_out: int, mode: str, distribution: str) -> dict[str, jax.Array]:
+    """Variance of y = x W and of g = d W' for x and d of variance 1, where W's variance is 1 over a fan."""
+    w_key, x_key, d_key = jax.random.split(key, 3)
+    weights = initializers.variance_scaling(1.0, mode, distribution)(w_key, (n_in, n_out))
+    x, d = jax.random.normal(x_key, (64, n_in)), jax.random.normal(d_key, (64, n_out))
+    return {
+        "forward_var": jnp.var(jnp.matmul(x, weights, precision="highest")),
+        "backward_var": jnp.var(jnp.matmul(d, weights.T, precision="highest")),
+    }
+
+
+def run(config: Config) -> Record:
+    """Small and deep networks under each initialization; a layer of unequal widths under each mode."""
+    names, gains = zip(*INITS.values(), strict=True)
+    schemes = jaxstab.zipped(init=names, gain=gains)
+    axes = jaxstab.grid(activation=["relu", "tanh"], depth=list(config.depths), width=config.width)
+    measured = jaxstab.sweep(
+        jaxstab.propagation, schemes * axes, config.seeds, keep=["log10_forward_rms", "log10_backward_rms"]
+    ).drop_vars("status")
+    predicted = jaxstab.predict(schemes * axes)
+    data = measured.assign({f"{name}_theory": predicted[name] for name in measured.data_vars})
+    layer = jaxstab.sweep(
+        unequal_layer,
+        jaxstab.grid(mode=MODES, distribution=["normal", "uniform"], n_in=config.wide, n_out=config.narrow),
+        config.seeds,
+    ).drop_vars(["status", "n_in", "n_out"])
+    matrix = jaxstab.sweep(printed_matrix, jaxstab.grid(), 10_000)
+    data = data.assign(layer.data_vars).assign(printed_rms=("draw", matrix.rms.values))
+    data.attrs = {"n_in": config.wide, "n_out": config.narrow}
+    return Record(data.assign_coords(configuration=list(INITS)))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Signals and gradients by layer in deep networks; both variances of the unequal layer."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    deep = data.isel(depth=-1)
+    figure, panels = plt.subplots(2, 2, figsize=(9.5, 5.4), sharex=True)
+    for row, name in zip(panels, ("log10_forward_rms", "log10_backward_rms"), strict=True):
+        for panel, activation in zip(row, ("relu", "tanh"), strict=True):
+            for label in INITS:
+                one = deep.sel(configuration=label, activation=activation)
+                figures.band(panel, one[name], label=label)
+                figures.theory(panel, one.layer, one[f"{name}_theory"])
+            panel.set_ylim(-25, 5)
+            panel.set_title(f"{activation}, {'signal' if 'forward' in name else 'gradient'}")
+    panels[0, 0].legend(loc="lower left", ncols=2)
+    figure.supxlabel("layer", fontsize=9.5)
+    figure.supylabel("log10 rms (dashes: theory)", fontsize=9.5)
+    return {"deep": figure, "unequal": plot_unequal(data)}
+
+
+def plot_unequal(data: xr.Dataset) -> Figure:
+    """Variance forward and backward for each mode, with n_in gamma and n_out gamma as dashes."""
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(6.4, 3.3))
+    for i, (name, fan) in enumerate([("forward_var", "n_in"), ("backward_var", "n_out")]):
+        places = np.arange(len(MODES)) + 0.36 * (i - 0.5)
+        one = data[name].sel(distribution="normal")
+        panel.bar(places, one.median("seed"), 0.34, label=name.removesuffix("_var"))
+        panel.plot(places, [data.attrs[fan] * gamma(data, mode) for mode in MODES], "_", color=figures.THEORY, ms=22)
+    panel.axhline(1, color="0.5", linewidth=0.8, linestyle=":")
+    panel.set_xticks(np.arange(len(MODES)), ["1/n_in", "2/(n_in + n_out)", "1/n_out"])
+    panel.set(yscale="log", ylabel="variance", title=f"a layer from {data.attrs['n_in']} to {data.attrs['n_out']} units")
+    panel.legend()
+    return figure
+
+
+def gamma(data: xr.Dataset, mode: str) -> float:
+    """A weight's variance under a mode."""
+    n_in, n_out = data.attrs["n_in"], data.attrs["n_out"]
+    return {"fan_in": 1 / n_in, "fan_avg": 2 / (n_in + n_out), "fan_out": 1 / n_out}[mode]
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The printed Xavier matrix, and what the notes say of N(0, 0.01^2) in words."""
+    data = record.data
+    printed = float(np.sqrt(np.mean(np.square(PRINTED))))
+    found = [
+        scoreboard.make_claim("initialization", "rms of a 4 x 5 Xavier matrix", data.printed_rms, published=printed,
+                              source="chapter 4", theory=float(np.sqrt(2 / 9)))
+    ]  # fmt: skip
+    for depth in data.depth.values:
+        small = data.log10_backward_rms.sel(configuration="N(0, 0.01^2)", activation="relu", depth=depth)
+        found.append(
+            scoreboard.make_claim(
+                "initialization", f"N(0, 0.01^2), ReLU, {depth} layers: log10 gradient at layer 1", small.sel(layer=1),
+                published=None, source="lecture notes",
+                theory=float(data.log10_backward_rms_theory.sel(
+                    configuration="N(0, 0.01^2)", activation="relu", depth=depth, layer=1)),
+            )
+        )  # fmt: skip
+    return found
