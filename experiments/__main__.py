@@ -11,7 +11,10 @@ import tyro
 
 from jaxstab.errors import UsageError, require_choice
 
-NAMES = ("sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "backprop")
+NAMES = (
+    "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop", "vanishing",
+    "precision", "remedies", "phase_diagram",
+)  # fmt: skip
 
 
 def main(
@@ -47,7 +50,7 @@ def main(
 
 if __name__ == "__main__":
     try:
-        code = tyro.cli(main, config=(tyro.conf.FlagConversionOff,) if False else ())
+        code = tyro.cli(main, prog="python -m experiments")
     except UsageError as error:
         print(f"experiments: {error}", file=sys.stderr)
         code = 2

@@ -9,7 +9,7 @@ A vector-Jacobian product with z equals the gradient of the scalar product with 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def run(config: Config) -> Record:
     """Both examples, by hand and by `jax.grad`."""
     by_hand, by_grad = gradients_by_hand(WEIGHTS), jax.grad(loss)(WEIGHTS)
     updates, _ = optax.sgd(1.0).update(by_grad, optax.sgd(1.0).init(WEIGHTS))
-    after = optax.apply_updates(WEIGHTS, updates)
+    after = jax.tree.map(jnp.add, WEIGHTS, updates)
     de_da, de_db = jax.grad(lambda a, b: (a + b) * (b + 1), argnums=(0, 1))(2.0, 1.0)
     of_scalar, of_vector = vector_jacobian_products()
     names = [f"{m}[{i},{j}]" for m, w in WEIGHTS.items() for i, j in np.ndindex(*w.shape)]
@@ -86,7 +86,10 @@ def run(config: Config) -> Record:
             "de_db": de_db,
             "vjp_of_scalar": ("component", of_scalar),
             "vjp_of_vector": ("component", of_vector),
-            "sigmoid_slope": (("sigmoid", "unit"), np.stack([nodes[y] * (1 - nodes[y]) for y in ("y1", "y2")])),
+            "sigmoid_slope": (
+                ("sigmoid", "unit"),
+                np.stack([nodes[y] * (1 - nodes[y]) for y in ("y1", "y2")]),
+            ),
         },
         {
             "weight": names,
@@ -124,7 +127,7 @@ def claims(record: Record) -> list[scoreboard.Claim]:
     data = record.data
     difference = float(np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad)))
 
-    def claim(quantity: str, value: float, published: float | None, **more: float) -> scoreboard.Claim:
+    def claim(quantity: str, value: float, published: float | None, **more: Any) -> scoreboard.Claim:
         return scoreboard.make_claim(
             "backprop", quantity, [value], published=published, source="backpropagation", **more
         )

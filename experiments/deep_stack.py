@@ -57,7 +57,9 @@ def run(config: Config) -> Record:
     """All eight, measured and predicted; and Kaiming's network once more with one input."""
     columns = zip(*CONFIGURATIONS.values(), strict=True)
     sizes = {"depth": config.depth, "width": config.width}
-    space = jaxstab.zipped(**dict(zip(("activation", "init", "gain"), columns, strict=True)), **sizes, batch=config.batch)
+    space = jaxstab.zipped(
+        **dict(zip(("activation", "init", "gain"), columns, strict=True)), **sizes, batch=config.batch
+    )
     measured = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=KEEP)
     predicted = jaxstab.predict(space)
     # one input of a Gaussian layer is drawn in law, at a cost of order width instead of width^2
@@ -65,7 +67,9 @@ def run(config: Config) -> Record:
         config.spread_seeds, activation="relu", init="kaiming_normal", batch=1, sampler="conditioned", **sizes,
         keep=["log10_forward_rms"],
     )  # fmt: skip
-    theory = [name for name in predicted.data_vars if str(name).removesuffix("_low").removesuffix("_high") in KEEP]
+    theory = [
+        name for name in predicted.data_vars if str(name).removesuffix("_low").removesuffix("_high") in KEEP
+    ]
     data = measured.assign({f"{name}_theory": predicted[name] for name in theory})
     data["log10_single_rms"] = single.log10_forward_rms.rename(seed="single_seed").drop_vars(
         ["activation", "init", "batch", "sampler"]
@@ -92,7 +96,9 @@ def plot(record: Record) -> dict[str, Figure]:
             bad = one.first_bad_layer_forward
             if title == "forward" and bool((bad > 0).any()):
                 panel.axvline(float(bad.median()), color=figures.PUBLISHED, linewidth=1)
-                panel.annotate("float32\nends", (float(bad.median()) + 2, 5), color=figures.PUBLISHED, fontsize=8)
+                panel.annotate(
+                    "float32\nends", (float(bad.median()) + 2, 5), color=figures.PUBLISHED, fontsize=8
+                )
             panel.set_title(label)
         what = "rms of the layer" if title == "forward" else "rms of the gradient"
         pictures[title].supxlabel("layer", fontsize=9.5)
@@ -115,7 +121,9 @@ def plot_spread(data: xr.Dataset) -> Figure:
     log_mean, log_var = finite_width.hanin_nica(int(data.width), int(data.depth))  # of ln |h|^2
     mean, std = log_mean / np.log(100), np.sqrt(log_var) / np.log(100)
     x = np.linspace(mean - 4 * std, mean + 4 * std, 200)
-    figures.theory(panel, x, np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)), label="Hanin & Nica")
+    figures.theory(
+        panel, x, np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)), label="Hanin & Nica"
+    )
     panel.set(xlabel="log10 rms at the last layer", ylabel="density", title="Kaiming, ReLU")
     panel.legend()
     return figure
@@ -127,7 +135,9 @@ def claims(record: Record) -> list[scoreboard.Claim]:
     std = data.forward_std
 
     def claim(quantity: str, sample: xr.DataArray, published: float | None, **more) -> scoreboard.Claim:
-        return scoreboard.make_claim("deep_stack", quantity, sample, published=published, source="deep stack", **more)
+        return scoreboard.make_claim(
+            "deep_stack", quantity, sample, published=published, source="deep stack", **more
+        )
 
     def last(label: str) -> tuple[xr.DataArray, float]:
         one = data.sel(configuration=label)
@@ -146,5 +156,7 @@ def claims(record: Record) -> list[scoreboard.Claim]:
         ("Xavier, tanh", 0.625, 0.03), ("1/sqrt n, ReLU", None, 0.0), ("Kaiming, ReLU", None, 0.0),
     ]:  # fmt: skip
         sample, theory = last(label)
-        found.append(claim(f"{label}: std of the last layer", sample, published, theory=theory, resolution=resolution))
+        found.append(
+            claim(f"{label}: std of the last layer", sample, published, theory=theory, resolution=resolution)
+        )
     return found

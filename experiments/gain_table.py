@@ -8,7 +8,7 @@ deviations, which their text describes, is 1.71, since a ReLU's output has a mea
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -74,10 +74,15 @@ def plot(record: Record) -> dict[str, Figure]:
     violins = panel.violinplot(list(data["std"].values), places, widths=0.8, showextrema=False)
     for body in violins["bodies"]:  # type: ignore[attr-defined]
         body.set(facecolor=MEASURED, alpha=0.45)
-    marks = {"std": ("_", "std ratio"), "forward": ("x", "forward"), "backward": ("+", "backward"), "pytorch": ("o", "PyTorch")}
+    marks = {
+        "std": ("_", "std ratio"),
+        "forward": ("x", "forward"),
+        "backward": ("+", "backward"),
+        "pytorch": ("o", "PyTorch"),
+    }
     for kind, (marker, label) in marks.items():
-        hollow = {"facecolors": "none", "edgecolors": "#d1603d"} if marker == "o" else {"color": THEORY}
-        panel.scatter(places, data[f"exact_{kind}"], marker=marker, s=42, linewidth=1.1, label=label, **hollow)  # type: ignore[arg-type]
+        hollow: dict[str, Any] = {"mfc": "none", "mec": "#d1603d"} if marker == "o" else {"color": THEORY}
+        panel.plot(places, data[f"exact_{kind}"], marker, ms=6.5, mew=1.1, label=label, **hollow)
     panel.set_xticks(places, data.activation.values, rotation=30, ha="right")
     panel.set(ylabel="gain", title=f"sampled (violin, {data.sizes['seed']} seeds) and exact gains")
     panel.legend(ncols=4, loc="upper left")
@@ -91,7 +96,9 @@ def claims(record: Record) -> list[scoreboard.Claim]:
 
     def claim(activation: str, kind: str, published: float) -> scoreboard.Claim:
         one = data.sel(activation=activation)
-        quantity = f"{activation}, 10,000 samples, {'std ratio' if kind == 'std' else 'ratio of second moments'}"
+        quantity = (
+            f"{activation}, 10,000 samples, {'std ratio' if kind == 'std' else 'ratio of second moments'}"
+        )
         return scoreboard.make_claim(
             "gain_table", quantity, one[kind], published=published, source=source, resolution=0.05,
             theory=float(one[f"exact_{kind}"]),

@@ -60,7 +60,9 @@ def printed_matrix(key: jax.Array, *, rows: int = 4, columns: int = 5) -> dict[s
 
 
 @jaxstab.family
-def unequal_layer(key: jax.Array, *, n_in: int, n_out: int, mode: str, distribution: str) -> dict[str, jax.Array]:
+def unequal_layer(
+    key: jax.Array, *, n_in: int, n_out: int, mode: str, distribution: str
+) -> dict[str, jax.Array]:
     """Variance of y = x W and of g = d W' for x and d of variance 1, where W's variance is 1 over a fan."""
     w_key, x_key, d_key = jax.random.split(key, 3)
     weights = initializers.variance_scaling(1.0, mode, distribution)(w_key, (n_in, n_out))
@@ -107,7 +109,7 @@ def plot(record: Record) -> dict[str, Figure]:
                 figures.theory(panel, one.layer, one[f"{name}_theory"])
             panel.set_ylim(-25, 5)
             panel.set_title(f"{activation}, {'signal' if 'forward' in name else 'gradient'}")
-    panels[0, 0].legend(loc="lower left", ncols=2)
+    panels[1, 1].legend(loc="lower right")
     figure.supxlabel("layer", fontsize=9.5)
     figure.supylabel("log10 rms (dashes: theory)", fontsize=9.5)
     return {"deep": figure, "unequal": plot_unequal(data)}
@@ -122,10 +124,16 @@ def plot_unequal(data: xr.Dataset) -> Figure:
         places = np.arange(len(MODES)) + 0.36 * (i - 0.5)
         one = data[name].sel(distribution="normal")
         panel.bar(places, one.median("seed"), 0.34, label=name.removesuffix("_var"))
-        panel.plot(places, [data.attrs[fan] * gamma(data, mode) for mode in MODES], "_", color=figures.THEORY, ms=22)
+        panel.plot(
+            places, [data.attrs[fan] * gamma(data, mode) for mode in MODES], "_", color=figures.THEORY, ms=22
+        )
     panel.axhline(1, color="0.5", linewidth=0.8, linestyle=":")
     panel.set_xticks(np.arange(len(MODES)), ["1/n_in", "2/(n_in + n_out)", "1/n_out"])
-    panel.set(yscale="log", ylabel="variance", title=f"a layer from {data.attrs['n_in']} to {data.attrs['n_out']} units")
+    panel.set(
+        yscale="log",
+        ylabel="variance",
+        title=f"a layer from {data.attrs['n_in']} to {data.attrs['n_out']} units",
+    )
     panel.legend()
     return figure
 

@@ -74,7 +74,9 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.theory(right, x, np.gradient(probability, x), label="theory")
     for shade, (name, entries) in zip(("-", ":"), PRINTED.items(), strict=True):
         value = np.log10(abs(entries[0][0]))
-        right.axvline(value, color=figures.PUBLISHED, linewidth=1.2, linestyle=shade, label=f"printed, {name}")
+        right.axvline(
+            value, color=figures.PUBLISHED, linewidth=1.2, linestyle=shade, label=f"printed, {name}"
+        )
     right.set(xlabel="log10 |entry| of the product", ylabel="density", title="the printed draws among all")
     right.legend(loc="upper left", fontsize=7.5)
     return {"products": figure}
@@ -93,14 +95,24 @@ def claims(record: Record) -> list[scoreboard.Claim]:
         ]:
             found.append(
                 scoreboard.make_claim(
-                    "matrix_product", quantity, sample, published=float(published), source=source, theory=theory
+                    "matrix_product",
+                    quantity,
+                    sample,
+                    published=float(published),
+                    source=source,
+                    theory=theory,
                 )
             )
     growth = (rms - data.log10_forward_rms.isel(layer=0)) / (STEPS - 1)
     exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
     found.append(
         scoreboard.make_claim(
-            "matrix_product", "log10 growth a step", growth, published=None, source="4.8 notes", theory=exponent
+            "matrix_product",
+            "log10 growth a step",
+            growth,
+            published=None,
+            source="4.8 notes",
+            theory=exponent,
         )
     )
     return found

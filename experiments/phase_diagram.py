@@ -87,7 +87,11 @@ def plot(record: Record) -> dict[str, Figure]:
     scale = np.minimum(1 / np.abs(log_chi), 1e3)
     shown = [
         (log_chi, "ln chi, measured", {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5}),
-        (np.log10(scale), "log10 depth scale 1/|ln chi|, layers", {"cmap": "cividis", "vmin": 0, "vmax": 2.5}),
+        (
+            np.log10(scale),
+            "log10 depth scale 1/|ln chi|, layers",
+            {"cmap": "cividis", "vmin": 0, "vmax": 2.5},
+        ),
     ]
     for panel, (values, title, colours) in zip(panels, shown, strict=True):
         mesh = panel.pcolormesh(data.sigma_w, data.sigma_b, values, rasterized=True, **colours)

@@ -71,14 +71,20 @@ def run(config: Config) -> Record:
     keep = [*BREAKS, "log10_backward_rms", "backward_rms"]
     measured, forecast = [], []
     for settings in STACKS.values():
-        measured.append(jaxstab.propagate(config.seeds, dtype=DTYPES, keep=keep, **sizes, **settings).reset_coords(drop=True))
+        measured.append(
+            jaxstab.propagate(config.seeds, dtype=DTYPES, keep=keep, **sizes, **settings).reset_coords(
+                drop=True
+            )
+        )
         forecast.append(jaxstab.predict(dtype=DTYPES, **sizes, **settings).reset_coords(drop=True))
     stack = xr.DataArray(list(STACKS), dims="stack", name="stack")
     data = xr.concat(measured, stack).drop_vars("status")
     predicted = xr.concat(forecast, stack)
     data = data.assign({f"{name}_theory": predicted[name] for name in [*BREAKS, "loss_scale"]})
     limits = jaxstab.sweep(edges, jaxstab.grid(dtype=DTYPES), seeds=1).isel(seed=0, drop=True)
-    data = data.assign({f"edge_{name}": 2.0 ** limits[name].astype(float) for name in limits.data_vars if name != "status"})
+    data = data.assign(
+        {f"edge_{name}": 2.0 ** limits[name].astype(float) for name in limits.data_vars if name != "status"}
+    )
     return Record(data.assign(scaled_lost=lost_share(data)))
 
 
@@ -88,8 +94,11 @@ def lost_share(data: xr.Dataset) -> xr.DataArray:
     smallest = float(np.log10(data.edge_smallest.sel(dtype="float16")))
     largest = float(np.log10(data.edge_largest.sel(dtype="float16")))
     scale = np.log10(data.loss_scale_theory.sel(dtype="float16", drop=True))
-    kept = [((x < smallest) | (x > largest)).mean(("layer", "seed")) for x in (log10, log10 + scale.fillna(0))]
-    return xr.concat(kept, xr.DataArray(["unscaled", "scaled"], dims="loss", name="loss"))
+    kept = {"unscaled": log10, "scaled": log10 + scale.fillna(0)}
+    lost = xr.Dataset(
+        {name: ((x < smallest) | (x > largest)).mean(("layer", "seed")) for name, x in kept.items()}
+    )
+    return lost.to_dataarray("loss")
 
 
 def plot(record: Record) -> dict[str, Figure]:
@@ -102,10 +111,17 @@ def plot(record: Record) -> dict[str, Figure]:
         one = data.sel(stack=name)
         for i, what in enumerate(BREAKS):
             places = np.arange(len(DTYPES)) + 0.18 * (i - 1.5)
-            label = what.removeprefix("first_").replace("_layer_", " ").replace("bad", "not finite").replace("lost", "all zero")
+            label = (
+                what.removeprefix("first_")
+                .replace("_layer_", " ")
+                .replace("bad", "not finite")
+                .replace("lost", "all zero")
+            )
             layers = one[what].median("seed")
             panel.bar(places, layers, 0.16, label=label)
-            panel.plot(places, one[f"{what}_theory"], "_", color=figures.THEORY, markersize=9, markeredgewidth=1.4)
+            panel.plot(
+                places, one[f"{what}_theory"], "_", color=figures.THEORY, markersize=9, markeredgewidth=1.4
+            )
         panel.set_xticks(np.arange(len(DTYPES)), DTYPES)
         panel.set_title(name)
     panels[0].set_ylabel("layer (0: nowhere)")
@@ -122,11 +138,15 @@ def plot_scaling(data: xr.Dataset) -> Figure:
     edge = data.sel(dtype="float16")
     for panel, name in zip(panels, STACKS, strict=True):
         one = edge.sel(stack=name)
-        panel.axhspan(np.log10(one.edge_smallest), np.log10(one.edge_largest), color="#2f8f6b", alpha=0.12, linewidth=0)
+        panel.axhspan(
+            np.log10(one.edge_smallest), np.log10(one.edge_largest), color="#2f8f6b", alpha=0.12, linewidth=0
+        )
         figures.band(panel, one.log10_backward_rms, label="as it is")
         scale = float(one.loss_scale_theory)
         if np.isfinite(scale):
-            figures.band(panel, one.log10_backward_rms + np.log10(scale), label=f"loss x 2^{np.log2(scale):.0f}")
+            figures.band(
+                panel, one.log10_backward_rms + np.log10(scale), label=f"loss x 2^{np.log2(scale):.0f}"
+            )
         panel.set(xlabel="layer", title=name if np.isfinite(scale) else f"{name}: no scale does")
         panel.set_ylim(-22, 22)
         panel.legend(loc="upper right")
@@ -141,10 +161,13 @@ def claims(record: Record) -> list[scoreboard.Claim]:
     half = data.sel(dtype="float16")
 
     def claim(quantity: str, sample, published: float | None, **more) -> scoreboard.Claim:
-        return scoreboard.make_claim("precision", quantity, sample, published=published, source=source, **more)
+        return scoreboard.make_claim(
+            "precision", quantity, sample, published=published, source=source, **more
+        )
 
     found = [
-        claim("float16: smallest normal number", [float(half.edge_smallest_normal)], 6e-5, resolution=5e-6, theory=2.0**-14),
+        claim("float16: smallest normal number", [float(half.edge_smallest_normal)], 6e-5, theory=2.0**-14,
+              resolution=5e-6),
         claim("float16: largest power of two", [float(half.edge_largest)], 6e4, theory=2.0**15,
               incomparable="the largest number is 65504; powers of two end at 32768"),
         claim("float16: magnitude below which a gradient is 0", [float(half.edge_smallest)], 5e-4, theory=2.0**-24),

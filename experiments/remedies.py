@@ -54,17 +54,15 @@ SCALES = {"smoke": Config(seeds=4, width=32), "default": Config(), "full": Confi
 
 def run(config: Config) -> Record:
     """Gradients layer by layer under each remedy; clipping is by global norm 1, over all layers at once."""
-    parts = []
-    for settings in REMEDIES.values():
+    parts: dict[str, xr.DataArray] = {}
+    for name, settings in REMEDIES.items():
         one = jaxstab.propagate(
             config.seeds, activation="tanh", init="lecun_normal", depth=config.depth, width=config.width,
             batch=config.batch, keep=["log10_backward_rms"], **settings,
         )  # fmt: skip
-        parts.append(one.log10_backward_rms.reset_coords(drop=True))
-    measured = xr.concat(parts, xr.DataArray(list(REMEDIES), dims="remedy", name="remedy"))
-    clipped = [clip(measured.sel(remedy=name), config.width * config.batch) for name in CLIPPED.values()]
-    names = xr.DataArray(list(CLIPPED), dims="remedy", name="remedy")
-    gradient = xr.concat([measured, xr.concat(clipped, names)], "remedy")
+        parts[name] = one.log10_backward_rms.reset_coords(drop=True)
+    parts |= {name: clip(parts[of], config.width * config.batch) for name, of in CLIPPED.items()}
+    gradient = xr.Dataset(parts).to_dataarray("remedy")
     inside = ((gradient >= RANGE[0]) & (gradient <= RANGE[1])).all("layer")
     return Record(xr.Dataset({"log10_gradient": gradient, "share_kept": inside.mean("seed")}))
 
@@ -88,7 +86,9 @@ def plot(record: Record) -> dict[str, Figure]:
         panel.axhspan(*RANGE, color="#2f8f6b", alpha=0.12, linewidth=0)
         figures.band(panel, one.log10_gradient)
         kept = 100 * float(one.share_kept)
-        panel.set_title(f"{name}: {kept:.0f} %", color="#2f8f6b" if kept > 95 else figures.PUBLISHED, fontsize=9)
+        panel.set_title(
+            f"{name}: {kept:.0f} %", color="#2f8f6b" if kept > 95 else figures.PUBLISHED, fontsize=9
+        )
         low, high = panel.get_ylim()
         panel.set_ylim(min(low, -8), max(high, 5))
     for panel in panels.flat[len(names) :]:

@@ -9,7 +9,7 @@ activations by their Taylor series at 0: tanh and ReLU pass small signals on as 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -77,13 +77,15 @@ def claims(record: Record) -> list[scoreboard.Claim]:
     sigmoid = record.data.gradient.sel(activation="sigmoid")
     corrected = record.data.gradient_at_0.sel(activation="scaled_sigmoid")
 
-    def claim(quantity: str, value: float, published: float, source: str, **more: float) -> scoreboard.Claim:
+    def claim(quantity: str, value: float, published: float, source: str, **more: Any) -> scoreboard.Claim:
         return scoreboard.make_claim(
             "sigmoid_gradient", quantity, [value], published=published, source=source, **more
         )
 
     return [
-        claim("largest derivative of the sigmoid", float(sigmoid.max()), 0.25, "backpropagation", theory=0.25),
+        claim(
+            "largest derivative of the sigmoid", float(sigmoid.max()), 0.25, "backpropagation", theory=0.25
+        ),
         claim("x at which it is largest", float(sigmoid.idxmax("x")), 0.0, "backpropagation", theory=0.0),
         claim("slope of 4 sigmoid(x) - 2 at 0", float(corrected), 1.0, "lecture notes", theory=1.0),
     ]

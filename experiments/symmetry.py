@@ -1,13 +1,20 @@
 """How long do equal hidden units stay equal: under SGD, under an L2 penalty, under dropout?
 
-Chapter 4 and the notes on section 4.8 start from W = c: all hidden units then compute the same and get the same
-gradient, so that SGD keeps them equal for ever and the layer is worth one unit, while "dropout and regularization
-break the symmetry". A deterministic L2 penalty treats equal units equally and should break nothing; rounding might.
-Here hidden units that begin with equal weights (in and out) are trained for thousands of steps, and after each epoch
-the distinct ones are counted, bit by bit, and the distance of the two farthest is measured. The same run in float64
-is the witness: a break that is rounding begins 2^29 times smaller there, one that is real is the same in both.
+Chapter 4 and the notes on section 4.8 start from W = c: all hidden units then compute the same and get the
+same gradient, so that SGD keeps them equal for ever and the layer is worth one unit, while "dropout and
+regularization break the symmetry". A deterministic L2 penalty treats equal units equally and should break
+nothing; rounding might. Here units that begin with equal weights (in and out) are trained for thousands of
+steps; after each epoch the distinct ones are counted, bit by bit, and the distance of the two farthest is
+measured.
 
-The notes' other remark, that hidden units may be permuted without changing the function, is measured too.
+Two witnesses tell rounding from a real break. The same run in float64: a break by rounding begins 2^29
+times smaller there, a real one is the same in both. And a run in which one weight of one unit begins one
+ulp away shows how fast a difference of that size grows. Whether rounding treats equal units alike is the
+matrix product's affair: it may compute the columns that fill its registers and the rest by different
+instructions, so that 3 units may part where 8 do not.
+
+The notes' other remark, that hidden units may be permuted without changing the function, is measured on the
+units that dropout has set apart.
 """
 
 from __future__ import annotations
@@ -32,31 +39,45 @@ from jaxstab.trials.fitting import Task, fit, matrices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNITS, BATCH = 8, 64
-RUNS = {"SGD": (0.0, 0.0), "SGD + L2": (1e-3, 0.0), "SGD + dropout": (0.0, 0.5)}
-"""run -> (L2 penalty, dropout rate)."""
+BATCH, STEPS_PER_EPOCH = 64, 23
+UNITS, DTYPES = (3, 8), ("float32", "float64")
+RUNS = {
+    "SGD": (0.0, 0.0, 0.0),
+    "SGD + L2": (1e-3, 0.0, 0.0),
+    "SGD + dropout": (0.0, 0.5, 0.0),
+    "SGD + one ulp": (0.0, 0.0, 1.0),
+}
+"""run -> (L2 penalty, dropout rate, ulps by which one weight begins elsewhere)."""
+
+SEEN = ("distinct", "distance", "train_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A run of 200 epochs of digits is 4,600 steps."""
 
-    seeds: int = 32
+    seeds: int = 16
     epochs: int = 200
 
 
-SCALES = {"smoke": Config(seeds=2, epochs=10), "default": Config(), "full": Config(seeds=256, epochs=1000)}
+SCALES = {"smoke": Config(seeds=2, epochs=8), "default": Config(), "full": Config(seeds=256, epochs=1000)}
 
 
-@jaxstab.family(
-    dims={name: ("epoch",) for name in ("distinct", "distance", "train_loss")},
-    shared=lambda spec: images.load("digits"),
-)
+@jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: images.load("digits"))
 def equal_units(
-    key: jax.Array, data: images.ImageData, *, dtype: str = "float32", epochs: int = 200, learning_rate: float = 0.1,
-    decay: float = 0.0, dropout: float = 0.0, start: float = 0.1,
+    key: jax.Array,
+    data: images.ImageData,
+    *,
+    units: int,
+    dtype: str,
+    epochs: int,
+    decay: float = 0.0,
+    dropout: float = 0.0,
+    ulps: float = 0.0,
+    learning_rate: float = 0.5,
+    start: float = 0.1,
 ) -> dict[str, jax.Array]:
-    """64 pixels, equal tanh units, 10 classes, in plain arrays. All draws are the same in every dtype."""
+    """64 pixels, equal tanh units, 10 classes, in plain arrays. Every draw is the same in both dtypes."""
     x, y = jnp.asarray(data.train_images, dtype), jnp.asarray(data.train_labels)
     product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
 
@@ -66,24 +87,103 @@ def equal_units(
         return product(h, params["out"]) + params["c"]
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        fill = lambda *shape: jnp.full(shape, start, dtype)  # noqa: E731
-        zeros = lambda n: jnp.zeros(n, dtype)  # noqa: E731
-        return {"w": fill(x.shape[1], UNITS), "b": zeros(UNITS), "out": fill(UNITS, 10), "c": zeros(10)}
+        out = jnp.full((units, 10), start, dtype)
+        out = out.at[0, 0].multiply(1 + jnp.asarray(ulps, dtype) * jnp.finfo(dtype).eps)
+        zeros = jnp.zeros(units + 10, dtype)
+        return {
+            "w": jnp.full((x.shape[1], units), start, dtype),
+            "b": zeros[:units],
+            "out": out,
+            "c": zeros[units:],
+        }
 
     def probe(params: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        units = jnp.concatenate([params["w"].T, params["b"][:, None], params["out"]], axis=1)
-        difference = units[:, None] - units[None]
-        distance = jnp.sqrt(jnp.sum(difference**2, axis=-1))
-        equal = jnp.all(difference == 0, axis=-1)
-        first = jnp.argmax(equal, axis=1) == jnp.arange(UNITS)  # no unit before this one is its equal
-        return {"distinct": jnp.sum(first, dtype=jnp.int32), "distance": jnp.max(distance)}
+        rows = jnp.concatenate([params["w"].T, params["b"][:, None], params["out"]], axis=1)
+        difference = rows[:, None] - rows[None]
+        is_equal = jnp.all(difference == 0, axis=-1)
+        is_first = jnp.argmax(is_equal, axis=1) == jnp.arange(units)  # no unit before it is its equal
+        distance = jnp.max(jnp.sqrt(jnp.sum(difference**2, axis=-1)))
+        return {"distinct": jnp.sum(is_first, dtype=jnp.int32), "distance": distance}
 
-    update = optax.chain(
-        optax.add_decayed_weights(jnp.asarray(decay, dtype), mask=matrices), optax.sgd(jnp.asarray(learning_rate, dtype))
-    )
+    decayed = optax.add_decayed_weights(jnp.asarray(decay, dtype), mask=matrices)
+    update = optax.chain(decayed, optax.sgd(jnp.asarray(learning_rate, dtype)))
     task = Task(init, apply, optax.softmax_cross_entropy_with_integer_labels, (x, y))
     run = fit(key, task, update, epochs=epochs, batch_size=BATCH, probe=probe)
-    p, order = run.params, jax.random.permutation(key, UNITS)
-    permuted = {"w": p["w"][:, order], "b": p["b"][order], "out": p["out"][order], "c": p["c"]}
-    changed = jnp.max(jnp.abs(apply(permuted, x, None) - apply(p, x, None))) / jnp.max(jnp.abs(apply(p, x, None)))
-    return {name: run.seen[name] for name in ("distinct", "distance", "train_loss")} | {"permuted_change": changed}
+    params, order = run.params, jax.random.permutation(key, units)
+    permuted = {
+        "w": params["w"][:, order],
+        "b": params["b"][order],
+        "out": params["out"][order],
+        "c": params["c"],
+    }
+    before, after = apply(params, x, None), apply(permuted, x, None)
+    change = jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before))
+    return {name: run.seen[name] for name in SEEN} | {"change_by_permutation": change}
+
+
+def run(config: Config) -> Record:
+    """Every run, with 3 units and with 8, in both dtypes."""
+    decay, dropout, ulps = zip(*RUNS.values(), strict=True)
+    space = jaxstab.zipped(decay=decay, dropout=dropout, ulps=ulps) * jaxstab.grid(
+        units=UNITS, epochs=config.epochs
+    )
+    found = []
+    for dtype in DTYPES:
+        with jax.enable_x64(dtype == "float64"):
+            data = jaxstab.sweep(equal_units, space * jaxstab.grid(dtype=dtype), config.seeds)
+        found.append(data.drop_vars("dtype"))
+    data = xr.concat(found, xr.IndexVariable("dtype", np.array(DTYPES)))
+    return Record(data.assign_coords(configuration=list(RUNS), step=data.epoch * STEPS_PER_EPOCH))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Distance of the two units farthest apart, over steps, and how many are distinct in the end."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(UNITS), figsize=(10, 3.6), sharey=True)
+    floor = 1e-18
+    for panel, units in zip(panels, UNITS, strict=True):
+        for number, name in enumerate(RUNS):
+            for dtype, line in zip(DTYPES, ("-", "--"), strict=True):
+                one = record.data.sel(units=units, configuration=name, dtype=dtype)
+                _, distance, _ = figures.quantiles(one.distance)
+                distinct = int(one.distinct.isel(epoch=-1).median())
+                label = f"{name}, {dtype}: {distinct} distinct"
+                panel.plot(
+                    one.step, np.maximum(distance, floor) * 1.5**number, line, color=f"C{number}", label=label
+                )
+        panel.set(yscale="log", ylim=(floor / 2, 1e3), xlabel="step", title=f"{units} units that begin equal")
+        panel.legend(fontsize=7, loc=(0.52, 0.12))
+    panels[0].set_yticks([floor, 1e-15, 1e-10, 1e-5, 1], ["0", "$10^{-15}$", "$10^{-10}$", "$10^{-5}$", "1"])
+    panels[0].set_ylabel("largest distance of two units")
+    return {"distances": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """How many units are distinct in the end; how far apart after one epoch; what a permutation changes."""
+    data, found = record.data, []
+
+    def claim(quantity: str, sample: xr.DataArray, published: float | None = None, **more) -> None:
+        one = scoreboard.make_claim(
+            "symmetry", quantity, sample, published=published, source="chapter 4", **more
+        )
+        found.append(one)
+
+    for units in UNITS:
+        for name in list(RUNS)[:3]:
+            for dtype in DTYPES:
+                one = data.sel(units=units, configuration=name, dtype=dtype)
+                what = f"{name}, {units} units, {dtype}"
+                claim(
+                    f"{what}: distinct units at the end",
+                    one.distinct.isel(epoch=-1),
+                    1.0 if name == "SGD" else None,
+                )
+    broken = data.sel(units=8, configuration="SGD + dropout").distance.isel(epoch=0)
+    claim("dropout: distance after an epoch, float32 over float64", broken[0] / broken[1], theory=1.0)
+    for dtype in DTYPES:
+        one = data.sel(units=8, configuration="SGD + dropout", dtype=dtype)
+        claim(
+            f"permuted units, {dtype}: relative change of the output", one.change_by_permutation, theory=0.0
+        )
+    return found

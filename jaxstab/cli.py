@@ -74,7 +74,9 @@ class Gain:
         rows = {}
         for name in self.activation:
             activations.resolve(name)
-            rows[name] = {kind: _or_none(gains.gain, name, kind) for kind in ("forward", "backward", "std", "pytorch")}
+            rows[name] = {
+                kind: _or_none(gains.gain, name, kind) for kind in ("forward", "backward", "std", "pytorch")
+            }
             critical = _or_none(gains.critical_initialization, name)
             rows[name]["critical_sigma_w"] = None if critical is None else critical[0]
         if self.json:
@@ -82,7 +84,9 @@ class Gain:
             return 0
         print(f"{'activation':16}{'forward':>10}{'backward':>10}{'std':>10}{'pytorch':>10}{'critical':>10}")
         for name, row in rows.items():
-            print(f"{name:16}" + "".join(f"{'-' if v is None else format(v, '.6f'):>10}" for v in row.values()))
+            print(
+                f"{name:16}" + "".join(f"{'-' if v is None else format(v, '.6f'):>10}" for v in row.values())
+            )
         return 0
 
 
@@ -157,14 +161,25 @@ class Sweep:
 
         family, space = load_family(self.family), jaxstab.grid(**parse_grid(self.grid))
         data = jaxstab.sweep(
-            family, space, self.seeds, keep=self.keep or None, store=self.store, devices=self.devices, tile=self.tile
+            family,
+            space,
+            self.seeds,
+            keep=self.keep or None,
+            store=self.store,
+            devices=self.devices,
+            tile=self.tile,
         )
         if self.out is not None:
             record.write_netcdf(record.Record(data), self.out)
         names = data.status.attrs["flag_meanings"].split()
         values = data.status.attrs["flag_values"].tolist()
         counts = {name: int((data.status == v).sum()) for name, v in zip(names, values, strict=True)}
-        summary = {"family": family.name, "lanes": data.status.size, "programs": data.attrs["programs"], "status": counts}
+        summary = {
+            "family": family.name,
+            "lanes": data.status.size,
+            "programs": data.attrs["programs"],
+            "status": counts,
+        }
         summary |= {"store": str(self.store)} if self.store else {}
         if self.json:
             print(json.dumps(summary))
@@ -193,10 +208,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxstab", description=_first_line(), args=words or ["--help"])
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="jaxstab", description=_first_line(), args=words or ["--help"]
+        )
         return 0
     command_type = COMMANDS[require_choice(words[0], COMMANDS, "command")]
-    command, unknown = tyro.cli(command_type, args=words[1:], prog=f"jaxstab {words[0]}", return_unknown_args=True)
+    command, unknown = tyro.cli(
+        command_type, args=words[1:], prog=f"jaxstab {words[0]}", return_unknown_args=True
+    )
     if unknown:
         known = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(command)]
         near = difflib.get_close_matches(unknown[0], known, n=1)
@@ -213,7 +232,8 @@ def parse_values(words: tuple[str, ...]) -> Any:
     """One value, or the list that several words (or linspace(...), geomspace(...)) stand for."""
     if len(words) > 1:
         return [_parse_value(w) for w in words]
-    name, _, rest = words[0].partition("(")
+    word = " ".join(words)
+    name, _, rest = word.partition("(")
     if rest.endswith(")") and name in ("linspace", "geomspace"):
         import numpy as np
 
@@ -221,8 +241,8 @@ def parse_values(words: tuple[str, ...]) -> Any:
             first, last, count = (float(x) for x in rest[:-1].split(","))
             return getattr(np, name)(first, last, int(count))
         except ValueError as error:
-            raise UsageError(f"{words[0]!r}: {name}(first, last, count) is wanted ({error}).") from None
-    return _parse_value(words[0])
+            raise UsageError(f"{word!r}: {name}(first, last, count) is wanted ({error}).") from None
+    return _parse_value(word)
 
 
 def _parse_value(word: str) -> Any:

@@ -5,6 +5,6 @@ import os
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXSTAB_TEST_PLATFORM", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 jaxtyping.install_import_hook("jaxstab", "typechecker.check")

@@ -38,7 +38,11 @@ def imports_of(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "jaxstab" else [node.module]
+            found += (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "jaxstab"
+                else [node.module]
+            )
     return [name for name in found if name and name.startswith("jaxstab.")]
 
 
@@ -74,8 +78,19 @@ def test_files_are_touched_and_text_is_printed_only_where_that_is_the_job(path):
     if inside.startswith(MAY_TOUCH_FILES):
         return
     calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-    names = {f.id for f in calls if isinstance(f, ast.Name)} | {f.attr for f in calls if isinstance(f, ast.Attribute)}
-    assert not names & {"open", "print", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink"}
+    names = {f.id for f in calls if isinstance(f, ast.Name)} | {
+        f.attr for f in calls if isinstance(f, ast.Attribute)
+    }
+    assert not names & {
+        "open",
+        "print",
+        "write_text",
+        "write_bytes",
+        "read_text",
+        "read_bytes",
+        "mkdir",
+        "unlink",
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -86,7 +101,9 @@ def test_nothing_is_ever_unpickled(path):
 
 
 def test_the_top_of_the_tree():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
     top = {name.split("/")[0] for name in listed if not name.startswith(".")}
     assert top <= {"pyproject.toml", "jaxstab", "experiments", "tests", "README.md", "LICENSE"}
 
@@ -110,8 +127,12 @@ def test_importing_jaxstab_imports_no_jax():
 def test_every_core_is_a_device_unless_the_user_said_otherwise():
     code = "import jaxstab, os; print(os.environ['JAX_NUM_CPU_DEVICES'])"
     environment = {"PATH": "/usr/bin:/bin"}
-    cores = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    cores = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert int(cores.stdout) >= 1
     environment["JAX_NUM_CPU_DEVICES"] = "5"
-    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    given = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert int(given.stdout) == 5

@@ -16,7 +16,12 @@ import numpy as np
 from jaxstab.engine import plan
 from jaxstab.trials.family import Family
 
-CONFIGURATION = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable", "jax_numpy_dtype_promotion")
+CONFIGURATION = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
 
 
 def environment(device: Any) -> dict[str, Any]:
@@ -36,11 +41,15 @@ def environment(device: Any) -> dict[str, Any]:
 def thread_pool() -> int:
     """Threads of XLA's pool on the CPU: the larger of cores (or NPROC) and CPU devices."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(int(os.environ.get("NPROC", cores)), jax.local_device_count("cpu"))
+    nproc = os.environ.get("NPROC", "")  # as XLA reads it: what is no number does not count
+    return max(int(nproc) if nproc.isdigit() else cores, jax.local_device_count("cpu"))
 
 
 def describe_groups(
-    family: Family, groups: Sequence[plan.Group], outlines: Sequence[plan.Outline], shared: Sequence[tuple[Any, ...]]
+    family: Family,
+    groups: Sequence[plan.Group],
+    outlines: Sequence[plan.Outline],
+    shared: Sequence[tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
     """Each group as a manifest has it: its configurations, tile and chunk, outputs, program and data."""
     return [
@@ -51,7 +60,10 @@ def describe_groups(
             "tile": outline.tile,
             "tiles_per_chunk": outline.tiles_per_chunk,
             "outputs": {
-                name: {"shape": list(s.shape), "dtype": str(s.dtype if s.dtype.kind in "biuf" else np.dtype("f4"))}
+                name: {
+                    "shape": list(s.shape),
+                    "dtype": str(s.dtype if s.dtype.kind in "biuf" else np.dtype("f4")),
+                }
                 for name, s in outline.outputs.items()
             },
             "program": _digest_program(family, group, outline, own),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +30,14 @@ class Chunk(NamedTuple):
     lanes: int
 
 
+class Part(NamedTuple):
+    """Lanes of a chunk that one call of a program runs, and the arrays that will hold their results."""
+
+    program: Program
+    results: Any
+    lanes: int
+
+
 class Job:
     """Everything checked and cut; nothing is compiled before `run`."""
 
@@ -51,8 +58,12 @@ class Job:
             outline = plan.make_outline(family, group, names, own, self.devices[0].platform, tile)
             capacity = max(LEAST_TILES, -(-outline.tiles_per_chunk // len(self.devices)))
             self.outlines.append(outline)
-            self.programs.append(make_program(family, group.spec, names, outline.tile, capacity, self.devices))
+            self.programs.append(
+                make_program(family, group.spec, names, outline.tile, capacity, self.devices)
+            )
         self._shared: dict[int, tuple[Any, ...]] = {}
+        self._fitted: set[int] = set()  # groups whose program is known to fit
+        self._alone: set[int] = set()  # groups that do not fit beside another chunk's results
 
     def chunks(self) -> list[Chunk]:
         """All chunks, in the order in which they run: every group advances alike through the seeds."""
@@ -62,7 +73,8 @@ class Job:
             size = outline.tile * outline.tiles_per_chunk
             starts = range(0, lanes, size)
             found += [
-                (c / len(starts), Chunk(number, c, first, min(size, lanes - first))) for c, first in enumerate(starts)
+                (c / len(starts), Chunk(number, c, first, min(size, lanes - first)))
+                for c, first in enumerate(starts)
             ]
         return [chunk for _, chunk in sorted(found)]
 
@@ -72,64 +84,89 @@ class Job:
         members = self.groups[chunk.group].members
         return members[lanes % len(members)], lanes // len(members)
 
-    def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
-        """Results chunk by chunk; the next one runs while the last is being dealt with."""
-        waiting: collections.deque[tuple[Chunk, Any]] = collections.deque()
+    def run(
+        self, chunks: Sequence[Chunk], stop: Callable[[], Any] = lambda: False
+    ) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
+        """Results chunk by chunk; the next one runs while the last is being dealt with.
+
+        A chunk begins when the one before has ended, so that no more than one is ever half done; once `stop()`
+        is true, none begins.
+        """
+        ended: tuple[Chunk, list[Part]] | None = None
         for chunk in chunks:
-            waiting.append((chunk, self._attempt(lambda chunk=chunk: self._start(chunk), chunk)))
-            if len(waiting) > 1:
-                yield self._finish(*waiting.popleft())
-        while waiting:
-            yield self._finish(*waiting.popleft())
+            if stop():
+                break
+            ahead = None if ended is None else self._start_ahead(chunk)
+            if ended is not None:
+                yield ended[0], _collect(ended[1])
+                ended = None  # its arrays make room
+            ended = chunk, self._end(chunk, ahead)
+        if ended is not None:
+            yield ended[0], _collect(ended[1])
 
-    def _start(self, chunk: Chunk) -> list[tuple[Program, Any, int]]:
-        program, group = self.programs[chunk.group], self.groups[chunk.group]
-        self._fit(chunk.group)
-        program = self.programs[chunk.group]
-        lanes = np.arange(chunk.first, chunk.first + chunk.lanes)
-        configurations, seeds = lanes % len(group.members), self.seeds[lanes // len(group.members)].astype(np.uint32)
-        started = []
-        for first in range(0, chunk.lanes, program.lanes):
-            part = slice(first, first + program.lanes)
-            numbers = jax.tree.map(lambda x, part=part: x[configurations[part]], group.hparams)
-            results = program.start(seeds[part], numbers, self._put_shared(chunk.group))
-            started.append((program, results, len(seeds[part])))
-        return started
-
-    def _finish(self, chunk: Chunk, started: Any) -> tuple[Chunk, dict[str, np.ndarray]]:
+    def _start_ahead(self, chunk: Chunk) -> list[Part] | None:
+        """Begin a chunk beside the results of the last; None where these had better be dealt with first."""
+        number = chunk.group
+        if number not in self._fitted or number in self._alone or chunk.lanes > self.programs[number].lanes:
+            return None
         try:
-            collected = _collect(started)
-        except jax.errors.JaxRuntimeError as error:
-            self._halve(chunk.group, error)
-            collected = self._attempt(lambda: _collect(self._start(chunk)), chunk)
-        return chunk, {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
+            return [self._start(chunk, slice(0, chunk.lanes))]
+        except jax.errors.JaxRuntimeError:  # tried again alone, where any other reason than memory is raised
+            self._alone.add(number)
+            return None
 
-    def _attempt(self, work: Any, chunk: Chunk) -> Any:
-        """Do it, with fewer tiles in flight each time that the device has no memory left."""
+    def _end(self, chunk: Chunk, started: list[Part] | None) -> list[Part]:
+        """Wait until a chunk has run, with fewer tiles in flight each time that there is no memory left."""
         while True:
             try:
-                return work()
+                return jax.block_until_ready(started) if started is not None else self._run_alone(chunk)
             except jax.errors.JaxRuntimeError as error:
-                self._halve(chunk.group, error)
+                _require_exhaustion(error)
+                started = None
+                self._alone.add(chunk.group)
+                self._halve(chunk.group, "the device ran out of memory")
+
+    def _run_alone(self, chunk: Chunk) -> list[Part]:
+        """Run a chunk in as many parts as its program needs; each leaves the device before the next begins."""
+        self._fit(chunk.group)
+        size = self.programs[chunk.group].lanes
+        if chunk.lanes <= size:
+            return jax.block_until_ready([self._start(chunk, slice(0, chunk.lanes))])
+        return [
+            part._replace(results=jax.device_get(part.results))
+            for first in range(0, chunk.lanes, size)
+            for part in [self._start(chunk, slice(first, min(first + size, chunk.lanes)))]
+        ]
+
+    def _start(self, chunk: Chunk, part: slice) -> Part:
+        program, group = self.programs[chunk.group], self.groups[chunk.group]
+        lanes = np.arange(chunk.first + part.start, chunk.first + part.stop)
+        seeds = self.seeds[lanes // len(group.members)].astype(np.uint32)
+        numbers = jax.tree.map(lambda x: x[lanes % len(group.members)], group.hparams)
+        return Part(program, program.start(seeds, numbers, self._put_shared(chunk.group)), len(lanes))
 
     def _fit(self, number: int) -> None:
-        """Compile a group's program, with fewer tiles in flight until it fits the memory."""
-        while True:
+        """Compile a group's program, once, with fewer tiles in flight until it fits the memory there is then."""
+        while number not in self._fitted:
             needed = self.programs[number].memory(self._arguments(number), self._put_shared(number))
             room = available_memory(self.devices) if self.memory is None else self.memory / len(self.devices)
             if needed <= room:
+                self._fitted.add(number)
+                if 2 * needed > room:
+                    self._alone.add(number)
                 return
-            self._halve(number, f"{needed / 2**20:.0f} MiB a device are needed and {room / 2**20:.0f} are there")
+            self._halve(
+                number, f"{needed / 2**20:.0f} MiB a device are needed and {room / 2**20:.0f} are there"
+            )
 
-    def _halve(self, number: int, reason: Any) -> None:
+    def _halve(self, number: int, reason: str) -> None:
         """Halve the tiles in flight, never the tile: results do not depend on the one, and do on the other."""
-        if not isinstance(reason, str) and "RESOURCE_EXHAUSTED" not in str(reason):
-            raise reason
         program = self.programs[number]
         if program.capacity == LEAST_TILES:
-            text = reason if isinstance(reason, str) else "the device ran out of memory"
-            advice = f"tile={program.tile // 2} would" if program.tile > 1 else "a smaller network or batch might"
-            raise UsageError(f"a tile of {program.tile} lanes does not fit: {text}; {advice}.")
+            advice = (
+                f"tile={program.tile // 2} would" if program.tile > 1 else "a smaller network or batch might"
+            )
+            raise UsageError(f"a tile of {program.tile} lanes does not fit: {reason}; {advice}.")
         settings = (program.family, program.spec, program.keep, program.tile)
         self.programs[number] = make_program(*settings, max(LEAST_TILES, program.capacity // 2), self.devices)
 
@@ -143,8 +180,16 @@ class Job:
         return self._shared[number]
 
 
-def _collect(started: Any) -> list[dict[str, np.ndarray]]:
-    return [program.collect(results, lanes) for program, results, lanes in started]
+def _collect(parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    """A chunk's results, of all its parts."""
+    collected = [part.program.collect(part.results, part.lanes) for part in parts]
+    return {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
+
+
+def _require_exhaustion(error: jax.errors.JaxRuntimeError) -> None:
+    """Any failure but that of memory is raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
 
 
 @functools.lru_cache(maxsize=32)

@@ -34,7 +34,10 @@ class Layout:
             "family": self.family,
             "dims": {name: list(dims) for name, dims in self.dims.items()},
             "flags": list(self.flags),
-            "dimensions": [{"name": d.name, "axes": {a.name: list(a.labels) for a in d.axes}} for d in self.space.dimensions],
+            "dimensions": [
+                {"name": d.name, "axes": {a.name: list(a.labels) for a in d.axes}}
+                for d in self.space.dimensions
+            ],
             "fixed": {axis.name: axis.labels[0] for axis in self.space.fixed},
             "seeds": [] if self.seeds is None else self.seeds.tolist(),
         }
@@ -44,7 +47,9 @@ class Layout:
         """The layout that was recorded; its axes hold labels only."""
         axis = lambda name, labels: Axis(name, tuple(labels), tuple(labels))  # noqa: E731
         space = Space(
-            tuple(Dimension(d["name"], tuple(axis(*a) for a in d["axes"].items())) for d in record["dimensions"]),
+            tuple(
+                Dimension(d["name"], tuple(axis(*a) for a in d["axes"].items())) for d in record["dimensions"]
+            ),
             tuple(axis(name, [label]) for name, label in record["fixed"].items()),
         )
         dims = {name: tuple(dims) for name, dims in record["dims"].items()}

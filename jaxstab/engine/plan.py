@@ -116,7 +116,12 @@ def check_dims(family: Family, outputs: dict[str, jax.ShapeDtypeStruct]) -> None
 
 
 def make_outline(
-    family: Family, group: Group, keep: tuple[str, ...], shared: tuple[Any, ...], platform: str, tile: int | None
+    family: Family,
+    group: Group,
+    keep: tuple[str, ...],
+    shared: tuple[Any, ...],
+    platform: str,
+    tile: int | None,
 ) -> Outline:
     """Outputs, tile and chunk of one Spec on one platform."""
     closed, outputs = trace(family, group, keep, shared)
@@ -172,11 +177,11 @@ def _work(jaxpr: Jaxpr) -> float:
         total += trips * sum(_work(sub) for sub in inner)
         if inner:
             continue
-        elements = sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
+        elements = float(sum(math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            elements *= 0.1 * math.prod(shape[d] for d in contracted)
+            shape: Any = getattr(equation.invars[0].aval, "shape", ())
+            elements *= 0.1 * float(math.prod(int(shape[d]) for d in contracted))
         elif name.startswith(("random_bits", "threefry")):
             elements *= 30
         total += elements

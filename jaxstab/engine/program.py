@@ -25,7 +25,13 @@ class Program:
     """One Spec's kept outputs, for `capacity` tiles of `tile` lanes on each of `devices`."""
 
     def __init__(
-        self, family: Family, spec: Any, keep: tuple[str, ...], tile: int, capacity: int, devices: tuple[Any, ...]
+        self,
+        family: Family,
+        spec: Any,
+        keep: tuple[str, ...],
+        tile: int,
+        capacity: int,
+        devices: tuple[Any, ...],
     ):
         self.family, self.spec, self.keep = family, spec, keep
         self.lane = plan.kept_lane(family, spec, keep)

@@ -15,7 +15,7 @@ import tqdm
 import xarray as xr
 
 from jaxstab.engine import identity
-from jaxstab.engine.job import Job
+from jaxstab.engine.job import Chunk, Job
 from jaxstab.engine.label import Layout, Table
 from jaxstab.engine.space import Space, grid
 from jaxstab.engine.store import Store
@@ -54,6 +54,10 @@ def sweep(
     Returns:
         A Dataset over (axes, seed, the family's dimensions) with a `status` for each lane.
 
+    Under `jax.distributed` every process makes the same call with the same `store`, and process i of N runs chunks
+    i, i + N, ... of it, apart from the others: none waits for another. What a process returns is what the store
+    held when its own share was done; lanes of chunks that others had not yet written have status `not_run`.
+
     Raises:
         UsageError: one line with the value and the choices, before anything is compiled.
         Interrupted: with a store, on SIGINT or SIGTERM, once the chunk in hand is written. Uncaught it ends the
@@ -63,6 +67,11 @@ def sweep(
         raise UsageError(f"family={family!r}: a Family is wanted; make one with @jaxstab.family.")
     if not isinstance(space, Space):
         raise UsageError(f"space={space!r}: make one with jaxstab.grid, zipped or sample.")
+    if store is None and jax.process_count() > 1:
+        count = jax.process_count()
+        raise UsageError(
+            f"store=None with {count} processes: each would run it all; give a folder they share."
+        )
     job = Job(family, space, seeds, keep, devices, tile, memory)
     layout = Layout.of(family, space, job.seeds)
     table = Table(layout, [outline.outputs for outline in job.outlines])
@@ -108,29 +117,42 @@ def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.
     """Take what the store holds, run this process's share of the rest, and write each chunk as it ends."""
     process, processes = jax.process_index(), jax.process_count()
     groups = identity.describe_groups(job.family, job.groups, job.outlines, job.data)
-    manifest = {"layout": layout.record(), "groups": groups, "environment": identity.environment(job.devices[0])}
+    manifest = {
+        "layout": layout.record(),
+        "groups": groups,
+        "environment": identity.environment(job.devices[0]),
+    }
     with store.hold(process, processes), _signals() as caught:
         store.begin(manifest)
-        present, missing = store.chunks(), []
-        for number, chunk in enumerate(job.chunks()):
-            paths = present.get((chunk.group, chunk.number), [])
-            values = next((v for v in (store.read_chunk(p, chunk.lanes) for p in paths) if v is not None), None)
-            if values is not None:
-                table.fill(job.lanes_of(chunk), values)
-                bar.update(chunk.lanes)
-            elif number % processes == process:
-                missing.append(chunk)
-        done = 0
-        running = contextlib.closing(job.run(missing))
-        with running as results:
-            for chunk, values in results:
+        number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
+        missing = _take(job, table, store, bar, list(number_of))
+        own = [chunk for chunk in missing if number_of[chunk] % processes == process]
+        with contextlib.closing(job.run(own, stop=lambda: caught)) as results:
+            for done, (chunk, values) in enumerate(results, 1):
                 store.write_chunk(chunk.group, chunk.number, values)
                 table.fill(job.lanes_of(chunk), values)
                 bar.update(chunk.lanes)
-                done += 1
-                if caught and done < len(missing):
-                    left = len(missing) - done
-                    raise Interrupted(f"interrupted with {left} chunks left; the same call on {store.path} resumes.")
+                if caught:
+                    left = f"interrupted with {len(own) - done} chunks left"
+                    raise Interrupted(f"{left}; the same call on {store.path} resumes.")
+        _take(job, table, store, bar, [chunk for chunk in missing if number_of[chunk] % processes != process])
+    if caught:
+        raise Interrupted(f"interrupted; the sweep in {store.path} is finished, the same call reads it.")
+
+
+def _take(job: Job, table: Table, store: Store, bar: tqdm.tqdm, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Fill in what the store holds of `chunks`; returns those that it does not."""
+    present, missing = store.chunks(), []
+    for chunk in chunks:
+        paths = present.get((chunk.group, chunk.number), [])
+        found = (store.read_chunk(path, chunk.lanes) for path in paths)
+        values = next((v for v in found if v is not None), None)
+        if values is None:
+            missing.append(chunk)
+        else:
+            table.fill(job.lanes_of(chunk), values)
+            bar.update(chunk.lanes)
+    return missing
 
 
 @contextlib.contextmanager
@@ -151,4 +173,5 @@ def _signals() -> Iterator[list[int]]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: set by other than Python, which cannot set it again
+                signal.signal(number, handler)

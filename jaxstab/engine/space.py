@@ -115,7 +115,10 @@ class Distribution:
     def ppf(self, q: np.ndarray) -> Any:
         """The values at the probabilities `q`."""
         if self.name == "choice":
-            return [self.arguments[i] for i in np.minimum((q * len(self.arguments)).astype(int), len(self.arguments) - 1)]
+            return [
+                self.arguments[i]
+                for i in np.minimum((q * len(self.arguments)).astype(int), len(self.arguments) - 1)
+            ]
         low, high = self.arguments
         return low * (high / low) ** q if self.name == "log_uniform" else low + (high - low) * q
 
@@ -163,8 +166,8 @@ def sample(n: int, key: jax.Array, **distributions: Any) -> Space:
             axes[name] = distribution
         else:
             raise UsageError(
-                f"sample: {name}={distribution!r} is no distribution. Choices: uniform(low, high), log_uniform(low, high),"
-                " choice(values), a frozen distribution of scipy.stats, or a scalar."
+                f"sample: {name}={distribution!r} is no distribution. Choices: uniform(low, high),"
+                " log_uniform(low, high), choice(values), a frozen distribution of scipy.stats, or a scalar."
             )
     return zipped(**axes)
 
@@ -176,7 +179,11 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0 else value
+    return (
+        value.item()
+        if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0
+        else value
+    )
 
 
 def _axis(name: str, value: Any) -> Axis:
@@ -210,7 +217,7 @@ def parse_seeds(seeds: Any) -> np.ndarray:
     """Distinct integers in [0, 2^31), int64: 0..N-1 for an int N."""
     if isinstance(seeds, bool) or (np.ndim(seeds) == 0 and not isinstance(seeds, (int, np.integer))):
         raise UsageError(f"seeds={seeds!r}: a whole number or distinct whole numbers are wanted.")
-    if np.ndim(seeds) == 0:
+    if isinstance(seeds, (int, np.integer)):
         if seeds < 1:
             raise UsageError(f"seeds={seeds}: at least 1 is wanted.")
         seeds = range(int(seeds))

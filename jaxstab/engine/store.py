@@ -46,24 +46,36 @@ class Store:
 
     @contextlib.contextmanager
     def hold(self, process: int = 0, processes: int = 1) -> Iterator[None]:
-        """Keep every other sweep off the folder; processes of one distributed run hold it together."""
+        """Keep every other sweep off the folder; the processes of one distributed run hold it together."""
         self.process = process
+        with contextlib.ExitStack() as held:
+            # one process alone excludes all others; process i of N excludes it, and any other i of N
+            self._lock(held, "lock", fcntl.LOCK_SH if processes > 1 else fcntl.LOCK_EX)
+            if processes > 1:
+                own = f"lock-{process}-of-{processes}"
+                self._lock(held, own, fcntl.LOCK_EX)
+                for other in sorted(self.path.glob("lock-*-of-*")):  # and every run of another N
+                    if other.name.rsplit("-", 1)[1] != str(processes):
+                        self._lock(held, other.name, fcntl.LOCK_SH)
+            for left in self.path.glob(
+                ".[0-9]*-*"
+            ):  # what a kill left behind, by this process or an earlier run's
+                number = left.name[1:].partition("-")[0]
+                if processes == 1 or (number.isdigit() and int(number) % processes == process):
+                    left.unlink(missing_ok=True)
+            yield
+
+    def _lock(self, held: contextlib.ExitStack, name: str, kind: int) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            whole = (self.path / "lock").open("a")
-            own = (self.path / f"lock-{process}").open("a") if processes > 1 else None
+            file = held.enter_context((self.path / name).open("a"))
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"store {self.path}: another process is running a sweep in this folder."
+            ) from None
         except OSError as error:
-            raise StoreError(f"store {self.path}: cannot be written: {error.strerror}.") from None
-        with whole, own or contextlib.nullcontext():
-            try:
-                fcntl.flock(whole, (fcntl.LOCK_SH if processes > 1 else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                if own is not None:
-                    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StoreError(f"store {self.path}: another process is running a sweep in this folder.") from None
-            for left in self.path.glob(f".{process}-*"):  # what a kill left behind
-                left.unlink(missing_ok=True)
-            yield
+            raise StoreError(f"store {self.path}: cannot be written or locked: {error.strerror}.") from None
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest of a new sweep, or make sure that the folder holds the same one.
@@ -71,9 +83,14 @@ class Store:
         More seeds after the old ones are the same sweep grown: its manifest is replaced.
         """
         wanted = seal(manifest)
+        orphans = bool(
+            self.chunks()
+        )  # looked for first: another process may be writing the manifest and a chunk
         if not (self.path / MANIFEST).exists():
-            if any(CHUNK_NAME.fullmatch(f.name) for f in self.path.iterdir()):
-                raise StoreError(f"store {self.path}: there are chunks but no {MANIFEST}; choose another folder.")
+            if orphans:
+                raise StoreError(
+                    f"store {self.path}: there are chunks but no {MANIFEST}; choose another folder."
+                )
             self._write(MANIFEST, (json.dumps(wanted, indent=1) + "\n").encode())
             return
         found = self.read_manifest()
@@ -100,21 +117,32 @@ class Store:
         except OSError as error:
             raise StoreError(f"store {self.path}: {MANIFEST} cannot be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError):
-            raise StoreError(f"store {self.path}: {MANIFEST} is damaged (not the JSON that was written).") from None
+            raise StoreError(
+                f"store {self.path}: {MANIFEST} is damaged (not the JSON that was written)."
+            ) from None
         if schema != SCHEMA:
             raise StoreError(
                 f"store {self.path}: written by schema {schema}, this jaxstab knows {SCHEMA}; upgrade jaxstab."
             )
         if _digest(manifest) != manifest.get("digest"):
-            raise StoreError(f"store {self.path}: {MANIFEST} was changed by hand (its digest does not agree).")
+            raise StoreError(
+                f"store {self.path}: {MANIFEST} was changed by hand (its digest does not agree)."
+            )
         return manifest
 
     def write_chunk(self, group: int, number: int, values: Mapping[str, np.ndarray]) -> None:
-        """Write one chunk; it is there as a whole or not at all."""
+        """Write one chunk; it is there as a whole or not at all. Then what it replaces goes.
+
+        That is a damaged file of the same number, or the shorter last chunk of a sweep that has grown since.
+        """
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **dict(values))
         content = buffer.getvalue()
-        self._write(f"{group}-{number:06d}-{hashlib.sha256(content).hexdigest()}.npz", content)
+        name = f"{group}-{number:06d}-{hashlib.sha256(content).hexdigest()}.npz"
+        self._write(name, content)
+        for path in self.path.glob(f"{group}-{number:06d}-*.npz"):
+            if path.name != name:
+                path.unlink(missing_ok=True)
 
     def chunks(self) -> dict[tuple[int, int], list[Path]]:
         """Files that bear the name of a chunk, by (group, number)."""
@@ -125,7 +153,9 @@ class Store:
                 found.setdefault((int(match[1]), int(match[2])), []).append(path)
         return found
 
-    def read_chunk(self, path: Path, lanes: int, keep: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    def read_chunk(
+        self, path: Path, lanes: int, keep: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray] | None:
         """A chunk's arrays, or None where its content does not agree with its name or it has not `lanes` lanes.
 
         With `keep`, only those arrays are read, each against its own checksum inside the file.
@@ -161,7 +191,9 @@ class Store:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise StoreError(f"store {self.path}: cannot be written: {error.strerror}; good chunks are kept.") from None
+            raise StoreError(
+                f"store {self.path}: cannot be written: {error.strerror}; good chunks are kept."
+            ) from None
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +222,11 @@ def open_store(path: str | os.PathLike[str], keep: Sequence[str] | None = None) 
             raise StoreError(f"store {path}: no output {strangers[0]!r}. Choices: {', '.join(names)}.")
         keep = sorted({*keep, "status"})
     shapes = [
-        {n: np.zeros(o["shape"], o["dtype"]) for n, o in group["outputs"].items() if keep is None or n in keep}
+        {
+            n: np.zeros(o["shape"], o["dtype"])
+            for n, o in group["outputs"].items()
+            if keep is None or n in keep
+        }
         for group in manifest["groups"]
     ]
     table = Table(layout, shapes)
@@ -198,7 +234,9 @@ def open_store(path: str | os.PathLike[str], keep: Sequence[str] | None = None) 
     for key, paths in found.items():
         members = np.array(manifest["groups"][key[0]]["members"])
         lanes = lanes_of_chunk(manifest, key)
-        values = next((v for v in (store.read_chunk(p, len(lanes), keep) for p in paths) if v is not None), None)
+        values = next(
+            (v for v in (store.read_chunk(p, len(lanes), keep) for p in paths) if v is not None), None
+        )
         damaged += values is None
         if values is not None:
             table.fill((members[lanes % len(members)], lanes // len(members)), values)
@@ -235,7 +273,9 @@ def _first_difference(found: Any, wanted: Any, place: str = "") -> str:
         if len(found) != len(wanted):
             return f"{place} had {len(found)} values and now has {len(wanted)}"
         pairs = zip(found, wanted, strict=True)
-        return next((d for i, pair in enumerate(pairs) if (d := _first_difference(*pair, f"{place}[{i}]"))), "")
+        return next(
+            (d for i, pair in enumerate(pairs) if (d := _first_difference(*pair, f"{place}[{i}]"))), ""
+        )
     return "" if found == wanted else f"{place} was {_shortened(found)} and is now {_shortened(wanted)}"
 
 

@@ -108,7 +108,7 @@ class Stack:
             return {"key": kernel_key, "bias": self._draw_bias(bias_key, numbers)}
         dense, row = self._dense(numbers.gain), jnp.zeros((1, self.width), jnp.float32)
         keys = jax.random.split(kernel_key, self.blocks) if self.blocks > 1 else kernel_key[None]
-        kernels = [dense.init(k, row)["params"]["kernel"] for k in keys]
+        kernels: list[Any] = [dense.init(k, row)["params"]["kernel"] for k in keys]
         return {"kernel": jnp.concatenate(kernels, axis=1), "bias": self._draw_bias(bias_key, numbers)}
 
     def _draw_bias(self, key: jax.Array, numbers: Numbers) -> Float[Array, " units"]:
@@ -140,7 +140,9 @@ class Stack:
         z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)
         return _KINDS[self.kind](activations.resolve(self.activation), z, state, numbers)
 
-    def _linear(self, parameters: dict[str, Array], h: Float[Array, "batch width"], numbers: Numbers) -> Array:
+    def _linear(
+        self, parameters: dict[str, Array], h: Float[Array, "batch width"], numbers: Numbers
+    ) -> Array:
         """The layer's linear part, in h's dtype."""
         if self.sampler == "dense":
             kernel = parameters["kernel"].astype(h.dtype)

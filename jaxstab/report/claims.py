@@ -71,7 +71,9 @@ def make_claim(
     finite = np.isfinite(values)
     values = np.where(finite, values, np.inf)
     # "nearest": an average of two neighbours would turn one infinite neighbour into NaN
-    low, median, high = np.quantile(values, ((1 - level) / 2, 0.5, (1 + level) / 2), method="nearest").tolist()
+    low, median, high = np.quantile(
+        values, ((1 - level) / 2, 0.5, (1 + level) / 2), method="nearest"
+    ).tolist()
     percentile, verdict = None, "not comparable"
     if published is not None:
         percentile = percentile_of(published, values, resolution)

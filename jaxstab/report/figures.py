@@ -56,7 +56,6 @@ def histogram(axes: Any, sample: Any, bins: int = 60, **patch: Any) -> None:
 
 def diverged(values: xr.DataArray, dim: str = "seed") -> str:
     """`` or a remark on how many seeds diverged, for a title."""
-    bad = ~(np.isfinite(values) | (values == -np.inf))
-    others = [d for d in values.dims if d != dim]
-    count = int(bad.any(others).sum())
+    numbers = values.transpose(dim, ...).values.reshape(values.sizes[dim], -1)
+    count = int((~(np.isfinite(numbers) | (numbers == -np.inf))).any(axis=1).sum())
     return f" ({count} of {values.sizes[dim]} seeds diverged)" if count else ""

@@ -51,7 +51,7 @@ def write_netcdf(record: Record, path: Path) -> None:
 def _netcdf3(array: xr.DataArray) -> xr.DataArray:
     if array.dtype == bool:
         return array.astype(np.int8)
-    if array.dtype.kind in "iu" and array.dtype.itemsize > 4 or array.dtype.kind == "u":
+    if (array.dtype.kind in "iu" and array.dtype.itemsize > 4) or array.dtype.kind == "u":
         limits = np.iinfo(np.int32)
         inside = array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max)
         return array.astype(np.int32 if inside else np.float64)
@@ -76,7 +76,9 @@ def environment() -> dict[str, Any]:
 
 def write_scoreboard(claims: Iterable[Claim], path: Path, about: Mapping[str, Any]) -> None:
     """Write scoreboard.json; numbers that are not finite become null."""
-    text = json.dumps({"environment": about, "claims": [c.record() for c in claims]}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"environment": about, "claims": [c.record() for c in claims]}, indent=1, allow_nan=False
+    )
     replace_file(path, lambda temporary: temporary.write_text(text + "\n"))
 
 

@@ -51,7 +51,11 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> Entry:
 
 
 def run_all(
-    modules: Sequence[ModuleType], scale: str, out: Path, overrides: Mapping[str, Any], say: Callable[[str], None]
+    modules: Sequence[ModuleType],
+    scale: str,
+    out: Path,
+    overrides: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> bool:
     """Run experiments in turn, then write scoreboard and report. An experiment that fails loses no other.
 

@@ -35,13 +35,20 @@ def show(
     texts = [explain(settings) for settings in configurations]
     if as_json:
         rows = [
-            {"settings": {k: _plain(v) for k, v in s.items()}, "explanation": text, "layers": rows_of(*pick(flat, i))}
+            {
+                "settings": {k: _plain(v) for k, v in s.items()},
+                "explanation": text,
+                "layers": rows_of(*pick(flat, i)),
+            }
             for i, (s, text) in enumerate(zip(configurations, texts, strict=True))
         ]
         say(json.dumps({"configurations": rows}, allow_nan=False))
         return 0
     for i, (settings, text) in enumerate(zip(configurations, texts, strict=True)):
-        say(("" if i == 0 else "\n") + (", ".join(f"{k}={_plain(v)}" for k, v in settings.items()) or "defaults"))
+        say(
+            ("" if i == 0 else "\n")
+            + (", ".join(f"{k}={_plain(v)}" for k, v in settings.items()) or "defaults")
+        )
         say(table(rows_of(*pick(flat, i))))
         say("\n" + text)
     if plot is not None:
@@ -59,7 +66,7 @@ def rows_of(measured: xr.Dataset | None, predicted: xr.Dataset) -> list[dict[str
     """Some layers' rms forward and backward in powers of ten: median and 95 % of seeds, and theory."""
     depth = int(np.isfinite(predicted[SHOWN[0]]).sum()) or predicted.sizes["layer"]
     if measured is not None:
-        depth = int((~np.isnan(measured[SHOWN[0]]).all("seed")).sum())
+        depth = int((~np.isnan(measured[SHOWN[0]].transpose("seed", "layer").values)).any(axis=0).sum())
     layers = sorted({1, 2, 5, *range(10, depth, max(10, depth // 50 * 10)), depth} & set(range(1, depth + 1)))
     rows = []
     for layer in layers:
@@ -80,7 +87,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line = f"{row['layer']:>6}"
         for name in SHOWN:
-            middle = f"{spell(row[name])} [{spell(row[name + '_low'])}, {spell(row[name + '_high'])}]" if name in row else ""
+            middle = (
+                f"{spell(row[name])} [{spell(row[name + '_low'])}, {spell(row[name + '_high'])}]"
+                if name in row
+                else ""
+            )
             line += f" {middle:>28} {spell(row[name + '_theory']):>8}"
         lines.append(line)
     return "\n".join(lines)
@@ -98,7 +109,13 @@ def explain(settings: dict[str, Any]) -> str:
     forward, backward = predicted["log10_forward_rms"], predicted["log10_backward_rms"]
     text.append(_describe_forward(forward))
     total = float(backward[0])
-    fate = "vanishes" if total < KEPT_GRADIENT[0] else "explodes" if total > KEPT_GRADIENT[1] else "stays in [1e-6, 1e3]"
+    fate = (
+        "vanishes"
+        if total < KEPT_GRADIENT[0]
+        else "explodes"
+        if total > KEPT_GRADIENT[1]
+        else "stays in [1e-6, 1e3]"
+    )
     text.append(f"Over {spec.depth} layers the gradient changes by 10^{total:+.2f}: it {fate}.")
     if spec.kind in ("plain", "recurrent"):
         text.append(_describe_phase(spec, hparams, sigma_w, sigma_b))
@@ -124,7 +141,9 @@ def _describe_forward(log10_rms: np.ndarray) -> str:
 
 def _describe_phase(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> str:
     point = meanfield.fixed_point(spec.activation, sigma_w, sigma_b)
-    phase, scale = (f(spec.activation, sigma_w, sigma_b) for f in (meanfield.phase, meanfield.depth_scale_gradient))
+    phase, scale = (
+        f(spec.activation, sigma_w, sigma_b) for f in (meanfield.phase, meanfield.depth_scale_gradient)
+    )
     found = f"chi = {float(point.chi):.4f}: {phase}"
     if float(scale) < 1e6:
         found += f", with a depth scale of {float(scale):.3g} layers"
@@ -134,10 +153,13 @@ def _describe_phase(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> 
         critical, _ = gains.critical_initialization(spec.activation, sigma_b)
     except UsageError as error:
         return f"{found}. No gain makes it critical ({error})"
-    return f"{found}. gain={hparams.gain * critical / sigma_w if sigma_w else math.nan:.4g} would make it critical (chi = 1)."
+    mended = hparams.gain * critical / sigma_w if sigma_w else math.nan
+    return f"{found}. gain={mended:.4g} would make it critical (chi = 1)."
 
 
-def draw(measured: xr.Dataset | None, predicted: xr.Dataset, configurations: list[dict[str, Any]], path: Path) -> None:
+def draw(
+    measured: xr.Dataset | None, predicted: xr.Dataset, configurations: list[dict[str, Any]], path: Path
+) -> None:
     """Forward and backward rms by layer, theory dashed."""
     with figures.style():
         import matplotlib.pyplot as plt
@@ -145,12 +167,16 @@ def draw(measured: xr.Dataset | None, predicted: xr.Dataset, configurations: lis
         figure, panels = plt.subplots(1, 2, figsize=(9, 3.5))
         for panel, name in zip(panels, SHOWN, strict=True):
             for i, settings in enumerate(configurations[:8]):
-                varying = {k: v for k, v in settings.items() if len({_plain(c[k]) for c in configurations}) > 1}
+                varying = {
+                    k: v for k, v in settings.items() if len({_plain(c[k]) for c in configurations}) > 1
+                }
                 label = ", ".join(f"{k}={_plain(v)}" for k, v in varying.items()) or None
                 if measured is not None:
                     figures.band(panel, measured[name].isel(every=i), label=label)
                 figures.theory(panel, predicted.layer, predicted[name].isel(every=i))
-            panel.set(xlabel="layer", title="log10 rms " + ("forward" if "forward" in name else "of the gradient"))
+            panel.set(
+                xlabel="layer", title="log10 rms " + ("forward" if "forward" in name else "of the gradient")
+            )
         if len(configurations) > 1 and measured is not None:
             panels[0].legend()
         try:

@@ -88,7 +88,9 @@ class Family:
         }
         missing = [n for n in self._required() if n not in settings]
         if missing:
-            raise UsageError(f"family {self.name!r} has no default for {', '.join(missing)}: give a value or an axis.")
+            raise UsageError(
+                f"family {self.name!r} has no default for {', '.join(missing)}: give a value or an axis."
+            )
         spec = self.Spec(**{n: v for n, v in values.items() if n in self.spec_types})
         hparams = self.HParams(**{n: v for n, v in values.items() if n in self.hparam_types})
         if hasattr(hparams, "validate"):
@@ -113,7 +115,9 @@ class Family:
         if self.status is not None:
             return self.status(outputs).astype(jnp.int8)
         floating = [x for x in outputs.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-        finite = jnp.all(jnp.array([jnp.isfinite(x).all() for x in floating])) if floating else jnp.array(True)
+        finite = (
+            jnp.all(jnp.array([jnp.isfinite(x).all() for x in floating])) if floating else jnp.array(True)
+        )
         return jnp.where(finite, OK, NONFINITE).astype(jnp.int8)
 
 
@@ -136,9 +140,13 @@ def family(
         return lambda f: family(f, dims=dims, name=name, shared=shared, predict=predict, flags=flags)
     f = function
     parameters = _keyword_parameters(f, positional=1 if shared is None else 2)
-    traced = {n: p for n, p in parameters.items() if p.annotation is float or _is_tuple_of(p.annotation, float)}
+    traced = {
+        n: p for n, p in parameters.items() if p.annotation is float or _is_tuple_of(p.annotation, float)
+    }
     static = {n: p for n, p in parameters.items() if n not in traced}
-    spec_type = dataclasses.make_dataclass("Spec", [_dataclass_field(p) for p in static.values()], frozen=True, kw_only=True)
+    spec_type = dataclasses.make_dataclass(
+        "Spec", [_dataclass_field(p) for p in static.values()], frozen=True, kw_only=True
+    )
     ordered = sorted(traced.values(), key=lambda p: p.default is not inspect.Parameter.empty)
     defaults = [p.default for p in ordered if p.default is not inspect.Parameter.empty]
     hparams_type = namedtuple("HParams", [p.name for p in ordered], defaults=defaults)  # type: ignore[misc]
@@ -163,14 +171,17 @@ def _keyword_parameters(f: Callable[..., Any], positional: int) -> dict[str, ins
     try:
         signature = inspect.signature(f, eval_str=True)
     except NameError as error:
-        raise UsageError(f"family {f.__name__!r}: an annotation cannot be read ({error}); use built-in types.") from None
+        raise UsageError(
+            f"family {f.__name__!r}: an annotation cannot be read ({error}); use built-in types."
+        ) from None
     found = dict(list(signature.parameters.items())[positional:])
     for name, parameter in found.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise UsageError(f"family {f.__name__!r}: name the parameters one by one instead of *{name}.")
         if parameter.annotation is inspect.Parameter.empty:
             raise UsageError(
-                f"family {f.__name__!r}: annotate {name!r}: float is traced; int, str, bool and tuple[int, ...] are static."
+                f"family {f.__name__!r}: annotate {name!r}: float is traced; int, str, bool and tuple[int, ...]"
+                " are static."
             )
         if type(None) in typing.get_args(parameter.annotation):
             raise UsageError(
@@ -190,7 +201,9 @@ def _annotations(cls: type, names: list[str]) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
-        raise UsageError(f"{cls.__name__}: an annotation cannot be read ({error}); define it at module level.") from None
+        raise UsageError(
+            f"{cls.__name__}: an annotation cannot be read ({error}); define it at module level."
+        ) from None
     return {n: hints[n] for n in names}
 
 

@@ -26,7 +26,9 @@ FORECASTS = (
 
 def sigmas(spec: Any, hparams: Any) -> tuple[float, float]:
     """(sigma_w, sigma_b): standard deviation of a weight times sqrt(width), and of a bias."""
-    sigma_w = initializers.weight_std(spec.init, spec.width, spec.width) * math.sqrt(spec.width) * hparams.gain
+    sigma_w = (
+        initializers.weight_std(spec.init, spec.width, spec.width) * math.sqrt(spec.width) * hparams.gain
+    )
     own = initializers.bias_std(spec.init, spec.width)
     return abs(sigma_w), math.hypot(hparams.sigma_b, own)
 
@@ -110,7 +112,11 @@ def _forecast(spec: Any, variables: dict[str, np.ndarray]) -> dict[str, np.ndarr
             layer = step if forth == 1 or step == 0 else spec.depth + 1 - step
             found[f"first_{what}_layer_{direction}"] = np.asarray(float(layer))
     dead = 0 < found["first_lost_layer_forward"] < spec.depth
-    if dead and spec.kind == "plain" and activations.evaluate(activations.derivative(phi), np.zeros(1))[0] == 0:
+    if (
+        dead
+        and spec.kind == "plain"
+        and activations.evaluate(activations.derivative(phi), np.zeros(1))[0] == 0
+    ):
         # where every input of the last activation is zero and so is its slope there, no gradient begins
         found["first_lost_layer_backward"] = np.asarray(float(spec.depth - 1))
     try:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 LOG10_2 = 0.3010299956639812
 
 
-def exponent_of(x: Float[Array, "..."]) -> Int[Array, ""]:
+def exponent_of(x: Float[Array, ...]) -> Int[Array, ""]:
     """The power of two just above the largest magnitude of `x`; 0 where that is zero or not finite."""
     largest = jnp.max(jnp.abs(x.astype(jnp.float32)))
     _, exponent = jnp.frexp(largest)
@@ -27,13 +27,13 @@ def rescale(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Arra
     return jnp.ldexp(x.astype(jnp.float32), -exponent), exponent
 
 
-def rms(x: Float[Array, "..."]) -> Float[Array, ""]:
+def rms(x: Float[Array, ...]) -> Float[Array, ""]:
     """Root of the mean square of all entries, float32; right wherever the result itself is finite."""
     m, exponent = rescale(x)
     return jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent)
 
 
-def log10_rms(x: Float[Array, "..."], exponent: Int[Array, ""] | int = 0) -> Float[Array, ""]:
+def log10_rms(x: Float[Array, ...], exponent: Int[Array, ""] | int = 0) -> Float[Array, ""]:
     """log10 of the rms of x 2^exponent: -inf for zeros; no limit but that of the exponent, 2^31."""
     m, own = rescale(x)
     return jnp.log10(jnp.sqrt(jnp.mean(m * m))) + LOG10_2 * (own + exponent).astype(jnp.float32)
@@ -92,6 +92,6 @@ def last_layer(found: Bool[Array, " layer"]) -> Int[Array, ""]:
     return jnp.where(jnp.any(found), depth - jnp.argmax(found[::-1]), 0).astype(jnp.int32)
 
 
-def is_bad(x: Shaped[Array, "..."]) -> dict[str, Bool[Array, ""]]:
+def is_bad(x: Shaped[Array, ...]) -> dict[str, Bool[Array, ""]]:
     """Whether any entry is infinite, any is NaN, and whether all are zero."""
     return {"inf": jnp.any(jnp.isinf(x)), "nan": jnp.any(jnp.isnan(x)), "zero": jnp.all(x == 0)}

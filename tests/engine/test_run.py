@@ -34,10 +34,14 @@ class Compilations:
 def test_one_compilation_for_each_spec_whatever_the_seeds_and_gains():
     gains = np.linspace(0.5, 2.5, 64)
     with Compilations() as first:
-        jaxstab.propagate(seeds=100, activation=["tanh", "relu", "gelu"], gain=gains, keep=["forward_rms"], **SMALL)
+        jaxstab.propagate(
+            seeds=100, activation=["tanh", "relu", "gelu"], gain=gains, keep=["forward_rms"], **SMALL
+        )
     assert first.count == 3
     with Compilations() as second:
-        jaxstab.propagate(seeds=7, activation=["relu", "tanh"], gain=[1.0, 3.0], keep=["forward_rms"], **SMALL)
+        jaxstab.propagate(
+            seeds=7, activation=["relu", "tanh"], gain=[1.0, 3.0], keep=["forward_rms"], **SMALL
+        )
     assert second.count == 0
 
 
@@ -67,7 +71,9 @@ def test_a_seed_is_the_same_network_whatever_stands_beside_it():
     many = jaxstab.propagate(seeds=9, gain=[0.7, 1.1, 1.9], **SMALL)
     one = jaxstab.propagate(seeds=[4], gain=1.1, **SMALL)
     for name in many.data_vars:
-        np.testing.assert_array_equal(many[name].sel(gain=1.1, seed=4), one[name].sel(seed=4), err_msg=str(name))
+        np.testing.assert_array_equal(
+            many[name].sel(gain=1.1, seed=4), one[name].sel(seed=4), err_msg=str(name)
+        )
 
 
 @pytest.mark.parametrize("sampler", ["dense", "conditioned"])

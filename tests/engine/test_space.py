@@ -36,7 +36,12 @@ def test_zipped_axes_advance_together():
 def test_products_of_spaces():
     space = jaxstab.zipped(a=[1, 2], b=[3, 4]) * jaxstab.grid(c=[5, 6, 7])
     assert space.shape == (2, 3)
-    assert [(x["a"], x["b"], x["c"]) for x in space.configurations()][:4] == [(1, 3, 5), (1, 3, 6), (1, 3, 7), (2, 4, 5)]
+    assert [(x["a"], x["b"], x["c"]) for x in space.configurations()][:4] == [
+        (1, 3, 5),
+        (1, 3, 6),
+        (1, 3, 7),
+        (2, 4, 5),
+    ]
 
 
 def test_samples_follow_their_distributions_and_do_not_depend_on_each_other():

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from families import descent
 
 import jaxstab
-from families import descent
 from jaxstab.engine.program import Program
 from jaxstab.engine.store import MANIFEST, Store
 
@@ -81,7 +81,9 @@ def test_a_damaged_chunk_does_not_count(copy, finished, damage):
     content = bytearray(victim.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
-    victim.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "emptied": b""}[damage])
+    victim.write_bytes(
+        {"truncated": content[: len(content) // 2], "flipped": content, "emptied": b""}[damage]
+    )
     opened = jaxstab.open_store(copy)
     assert opened.attrs["damaged_chunks"] == 1
     assert (opened.status == -1).any()
@@ -97,7 +99,10 @@ def test_more_seeds_grow_a_sweep(copy):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"space": jaxstab.grid(steps=[20, 30], learning_rate=[0.05, 0.5, 4.0])}, ["learning_rate[2]", "3.0", "4.0"]),
+        (
+            {"space": jaxstab.grid(steps=[20, 30], learning_rate=[0.05, 0.5, 4.0])},
+            ["learning_rate[2]", "3.0", "4.0"],
+        ),
         ({"seeds": [5, 6]}, ["seeds"]),
         ({"keep": []}, ["outputs"]),
     ],
@@ -146,8 +151,13 @@ def test_manifests_that_cannot_be_trusted(copy, tmp_path):
 
 
 def test_a_folder_that_another_process_holds_is_refused(copy):
-    holder = f"from jaxstab.engine.store import Store\nwith Store({str(copy)!r}).hold(): print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    holder = (
+        "from jaxstab.engine.store import Store\n"
+        f"with Store({str(copy)!r}).hold(): print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(jaxstab.UsageError, match="another process"):
             run(copy)
@@ -219,7 +229,10 @@ def start_process(store: Path) -> subprocess.Popen:
     script = SCRIPT.format(folder=str(Path(__file__).parent))
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-c", script, str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     )
 
 

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from samples import assert_law
 
 from experiments import backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient
 from experiments.__main__ import NAMES
 from jaxstab.report.runner import SCALES, configure, run_experiment
 from jaxstab.theory import finite_width
-from samples import assert_law
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = {m.__name__.rsplit(".", 1)[-1]: m for m in (backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient)}
+MODULES = {
+    m.__name__.rsplit(".", 1)[-1]: m
+    for m in (backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient)
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import assert_same_law
 
 import jaxstab
 from jaxstab.nets import conditioned
 from jaxstab.nets.haar import haar_matrix
-from samples import assert_same_law
 
 SEEDS = 2000
 INPUTS = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
@@ -43,9 +43,9 @@ def statistics(linear, h: np.ndarray) -> dict[str, np.ndarray]:
         (g,) = back(jnp.tanh(y) + 0.3)
         return {
             "y": y[0, 0],
-            "y_norm": jnp.sum((first @ y)[: half] ** 2),  # all of it would be no random number for Haar
+            "y_norm": jnp.sum((first @ y)[:half] ** 2),  # all of it would be no random number for Haar
             "g_last": g[0, -1],
-            "g_norm": jnp.sum((first @ g)[: half] ** 2),
+            "g_norm": jnp.sum((first @ g)[:half] ** 2),
             "g_on_h": jnp.sum(g[0] * h[0]),
             "both": jnp.sum(g[0] * h[-1]) + jnp.sum(y[0] * y[-1]),
         }
@@ -70,8 +70,8 @@ def in_law(law, n):
 @pytest.mark.parametrize("law", ["gaussian", "haar"])
 @pytest.mark.parametrize(
     ("batch", "n", "shape"),
-    [(5, 24, "generic"), (4, 24, "aligned"), (4, 12, "duplicated"), (3, 12, "dead"), (1, 8, "generic"), (9, 6, "generic"),
-     (5, 8, "generic")],
+    [(5, 24, "generic"), (4, 24, "aligned"), (4, 12, "duplicated"), (3, 12, "dead"), (1, 8, "generic"),
+     (9, 6, "generic"), (5, 8, "generic")],
 )  # fmt: skip
 def test_a_layer_in_law_is_a_layer(law, batch, n, shape):
     h = inputs(batch, n, shape)
@@ -103,23 +103,26 @@ def test_leaving_out_the_conditional_mean_is_seen(law):
         a = statistics(explicit, h)
         b = statistics(lambda key, h: drawn(jax.random.fold_in(key, 7), h), h)
         with pytest.raises(AssertionError):
-            for name in a:
-                assert_same_law(a[name], b[name])
+            assert_same_law(a["g_on_h"], b["g_on_h"])
     finally:
         target.defvjp(forward, original)
 
 
 def test_the_gradient_of_the_scale_is_right():
     key, h = jax.random.key(3), jnp.asarray(INPUTS[:4])
-    for layer in (lambda s: conditioned.gaussian_layer(key, h, s, 12), lambda s: conditioned.haar_layer(key, h, s)):
-        y = layer(0.5)
-        np.testing.assert_allclose(jax.grad(lambda s: jnp.sum(layer(s) ** 2))(0.5), 4 * jnp.sum(y**2), rtol=1e-5)
+    gaussian = lambda s: conditioned.gaussian_layer(key, h, s, 12)  # noqa: E731
+    for layer in (gaussian, lambda s: conditioned.haar_layer(key, h, s)):
+        slope = jax.grad(lambda s, layer=layer: jnp.sum(layer(s) ** 2))(0.5)
+        np.testing.assert_allclose(slope, 4 * jnp.sum(layer(0.5) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("exponent", [-100, 100])
 def test_any_scale_of_inputs_and_gradients_survives(exponent):
     key, h = jax.random.key(3), jnp.asarray(INPUTS[:4])
-    for layer in (lambda h: conditioned.gaussian_layer(key, h, 1.0, 12), lambda h: conditioned.haar_layer(key, h, 1.0)):
+    for layer in (
+        lambda h: conditioned.gaussian_layer(key, h, 1.0, 12),
+        lambda h: conditioned.haar_layer(key, h, 1.0),
+    ):
         y, back = jax.vjp(layer, h)
         far, far_back = jax.vjp(layer, jnp.ldexp(h, exponent))
         np.testing.assert_array_equal(jnp.ldexp(y, exponent), far)
@@ -139,6 +142,7 @@ STACKS = {
     "relu 40x16": {"width": 40, "batch": 16, "activation": "relu", "init": "kaiming_normal"},
     "gelu residual 40x5": {"width": 40, "batch": 5, "activation": "gelu", "gain": 1.5, "kind": "residual",
                            "branch_scale": 0.3},
+    "relu 256x16": {"width": 256, "batch": 16, "depth": 4, "activation": "relu", "init": "kaiming_normal"},
     "linear 8x1": {"width": 8, "batch": 1, "activation": "linear"},
     "orthogonal tanh 40x5": {"width": 40, "batch": 5, "activation": "tanh", "init": "orthogonal", "gain": 1.3},
     "orthogonal gelu residual 8x5": {"width": 8, "batch": 5, "activation": "gelu", "init": "orthogonal",

@@ -84,7 +84,11 @@ def test_scoreboard_report_and_data_are_written_whole(tmp_path):
 
 def test_netcdf_is_read_by_xarray_with_scipy_alone(tmp_path):
     data = xr.Dataset(
-        {"flag": ("x", [True, False]), "big": ("x", np.array([1, 2**40])), "value": ("x", np.float32([1.5, np.nan]))},
+        {
+            "flag": ("x", [True, False]),
+            "big": ("x", np.array([1, 2**40])),
+            "value": ("x", np.float32([1.5, np.nan])),
+        },
         {"name": ("x", ["a", "b"]), "count": 3},
     )
     write_netcdf(Record(data, ("substituted",)), tmp_path / "data.nc")

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import assert_mean_matches
 
 import jaxstab
 from jaxstab.nets import stacks
 from jaxstab.theory import finite_width
 from jaxstab.trials import propagation as module
 from jaxstab.trials.propagation import HParams, Spec, Walk, make_trial
-from samples import assert_mean_matches
 
 KINDS = {
     "plain": {},
@@ -56,7 +56,9 @@ def test_a_trial_sees_what_the_whole_network_has(name):
         np.testing.assert_allclose(seen["backward_rms"][layer], np.sqrt(np.mean(entries**2)), rtol=1e-4)
         given = start.h if layer == 0 else states[layer - 1].h
         weights = np.asarray(given, np.float64).T @ np.asarray(of_linear, np.float64)
-        np.testing.assert_allclose(seen["weight_gradient_rms"][layer], np.sqrt(np.mean(weights**2)), rtol=1e-3)
+        np.testing.assert_allclose(
+            seen["weight_gradient_rms"][layer], np.sqrt(np.mean(weights**2)), rtol=1e-3
+        )
     np.testing.assert_allclose(seen["log10_backward_rms"], np.log10(seen["backward_rms"]), atol=1e-4)
     np.testing.assert_allclose(seen["log10_forward_rms"], np.log10(seen["forward_rms"]), atol=1e-4)
 
@@ -66,16 +68,26 @@ def test_unit_weights_end_where_the_dtype_ends_measured_and_forecast_alike(dtype
     settings = {"activation": "linear", "init": "normal", "depth": 70, "dtype": dtype}
     data = jaxstab.propagate(seeds=4, **settings)
     forecast = jaxstab.predict(**settings)
-    assert set(data.first_bad_layer_forward.values.tolist()) == {layer} == {int(forecast.first_bad_layer_forward)}
+    assert (
+        set(data.first_bad_layer_forward.values.tolist())
+        == {layer}
+        == {int(forecast.first_bad_layer_forward)}
+    )
     # the gradient makes one step less: with respect to the last layer it is the read-out itself
-    assert set(data.first_bad_layer_backward.values.tolist()) == {70 - layer} == {int(forecast.first_bad_layer_backward)}
+    assert (
+        set(data.first_bad_layer_backward.values.tolist())
+        == {70 - layer}
+        == {int(forecast.first_bad_layer_backward)}
+    )
     assert (data.status == 1).all()
     assert (data.first_nan_layer_forward >= data.first_inf_layer_forward).all()
     theory = np.arange(1, 71) * np.log10(16)
     np.testing.assert_allclose(data.log10_forward_rms.mean("seed"), theory, atol=0.25)
     finite = data.forward_std.sel(layer=slice(1, layer - 1))
     np.testing.assert_allclose(np.log10(finite), data.log10_forward_rms.sel(layer=finite.layer), atol=0.01)
-    np.testing.assert_allclose(data.log10_backward_rms.mean("seed"), np.arange(69, -1, -1) * np.log10(16), atol=0.25)
+    np.testing.assert_allclose(
+        data.log10_backward_rms.mean("seed"), np.arange(69, -1, -1) * np.log10(16), atol=0.25
+    )
 
 
 def test_a_signal_that_underflows_is_lost_and_its_logarithm_goes_on():
@@ -144,7 +156,9 @@ def test_deep_narrow_relu_is_judged_by_its_mean_logarithm():
 
 def test_the_interval_of_linear_stacks_covers_its_share():
     settings = {"activation": "linear", "depth": 30, "width": 64, "batch": 8}
-    data = jaxstab.propagate(seeds=1500, sampler="conditioned", keep=["log10_forward_rms", "log10_backward_rms"], **settings)
+    data = jaxstab.propagate(
+        seeds=1500, sampler="conditioned", keep=["log10_forward_rms", "log10_backward_rms"], **settings
+    )
     predicted = jaxstab.predict(**settings)
     for name in ("log10_forward_rms", "log10_backward_rms"):
         inside = (data[name] > predicted[f"{name}_low"]) & (data[name] < predicted[f"{name}_high"])
@@ -153,12 +167,16 @@ def test_the_interval_of_linear_stacks_covers_its_share():
 
 
 def test_tanh_settles_at_the_mean_field_within_its_bias_of_order_one_over_width():
-    data = jaxstab.propagate(seeds=32, activation="tanh", gain=5 / 3, width=512, depth=30, keep=["forward_rms", "backward_rms"])
+    data = jaxstab.propagate(
+        seeds=32, activation="tanh", gain=5 / 3, width=512, depth=30, keep=["forward_rms", "backward_rms"]
+    )
     predicted = jaxstab.predict(activation="tanh", gain=5 / 3, width=512, depth=30)
     np.testing.assert_allclose(data.forward_rms.mean("seed"), predicted.forward_rms, rtol=0.01)
     assert float(predicted.forward_rms[-1]) == pytest.approx(0.651347, rel=1e-5)
     growth = predicted.backward_rms[0] / predicted.backward_rms[1]
-    assert float((predicted.backward_rms[20] / predicted.backward_rms[21]) ** 2) == pytest.approx(1.209831, rel=1e-5)
+    assert float((predicted.backward_rms[20] / predicted.backward_rms[21]) ** 2) == pytest.approx(
+        1.209831, rel=1e-5
+    )
     assert float(growth) > 1
 
 
@@ -180,7 +198,9 @@ def test_any_scalar_callable_is_an_activation():
     def hat(x):
         return jnp.maximum(0, 1 - jnp.abs(x))
 
-    data = jaxstab.propagate(seeds=64, activation=[hat, "tanh"], depth=3, width=256, keep=["forward_rms", "status"])
+    data = jaxstab.propagate(
+        seeds=64, activation=[hat, "tanh"], depth=3, width=256, keep=["forward_rms", "status"]
+    )
     predicted = jaxstab.predict(activation=[hat, "tanh"], depth=3, width=256)
     assert data.activation.values.tolist() == ["hat", "tanh"]
     np.testing.assert_allclose(data.forward_rms.mean("seed"), predicted.forward_rms, rtol=0.02)

@@ -23,7 +23,9 @@ def test_moments_are_right_at_every_scale(exponent):
               "rms": np.sqrt((X.astype(np.float64) ** 2).mean()), "absmax": np.abs(X).max()}  # fmt: skip
     for name, value in wanted.items():
         np.testing.assert_allclose(float(seen[name]) / scale, value, rtol=2e-6, err_msg=name)
-    np.testing.assert_allclose(signals.log10_rms(x), np.log10(wanted["rms"]) + exponent * np.log10(2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        signals.log10_rms(x), np.log10(wanted["rms"]) + exponent * np.log10(2), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_squaring_first_would_have_overflowed():
