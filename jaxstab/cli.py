@@ -293,3 +293,7 @@ def _or_none(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except UsageError:
         return None
+
+
+if __name__ == "__main__":
+    main()

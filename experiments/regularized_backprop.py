@@ -1,0 +1,142 @@
+"""Is the chapter's derivation by hand of the gradient of J = L + s what `jax.grad` computes?
+
+Chapter 4 takes one hidden layer without biases, z = W1 x, h = phi(z), o = W2 h, a loss L(o, y) and the
+penalty s = lambda/2 (|W1|^2 + |W2|^2), and derives by the chain rule dJ/dW2 = dL/do h' + lambda W2 and
+dJ/dW1 = (W2' dL/do * phi'(z)) x' + lambda W1. It prints no numbers.
+
+Here both are computed for every seed, in float32 and in float64, for several activations and lambdas: they
+differ by rounding, which float64 makes 2^29 times smaller; a forgotten term would not shrink.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures
+from jaxstab.report.record import Record
+from jaxstab.theory import activations
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INPUTS, HIDDEN, OUTPUTS = 20, 30, 10
+ACTIVATIONS, DTYPES = ("sigmoid", "tanh", "relu", "gelu"), ("float32", "float64")
+LAMBDAS = np.concatenate([[0.0], np.geomspace(1e-3, 10, 9)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How many networks."""
+
+    seeds: int = 1024
+
+
+SCALES = {"smoke": Config(seeds=32), "default": Config(), "full": Config(seeds=32_768)}
+
+
+@jaxstab.family
+def gradients(key: jax.Array, *, activation: str, dtype: str, decay: float) -> dict[str, jax.Array]:
+    """One example and one network: relative difference of the two gradients, and the penalty's share in them."""
+    phi = activations.resolve(activation)
+    x_key, y_key, *keys = jax.random.split(key, 4)
+    sizes = {"W1": (HIDDEN, INPUTS), "W2": (OUTPUTS, HIDDEN)}
+    draw = jaxstab.initializers.xavier_normal(in_axis=1, out_axis=0)
+    weights = {name: draw(k, size).astype(dtype) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
+    x = jax.random.normal(x_key, (INPUTS,)).astype(dtype)
+    label, strength = jax.random.randint(y_key, (), 0, OUTPUTS), jnp.asarray(decay).astype(dtype)
+    product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+
+    def objective(weights: dict[str, jax.Array]) -> jax.Array:
+        o = product(weights["W2"], phi(product(weights["W1"], x)))
+        penalty = strength / 2 * sum(jnp.sum(w**2) for w in weights.values())
+        return -jax.nn.log_softmax(o)[label] + penalty
+
+    # forward, and back again by the chain rule
+    z = product(weights["W1"], x)
+    h = phi(z)
+    o = product(weights["W2"], h)
+    at_o = jax.nn.softmax(o) - jax.nn.one_hot(label, OUTPUTS, dtype=dtype)
+    at_h = product(weights["W2"].T, at_o)
+    at_z = at_h * activations.derivative(phi)(z)
+    by_hand = {
+        "W1": jnp.outer(at_z, x) + strength * weights["W1"],
+        "W2": jnp.outer(at_o, h) + strength * weights["W2"],
+    }
+    by_grad = jax.grad(objective)(weights)
+    norm = lambda a: jnp.sqrt(jnp.sum(a**2))  # noqa: E731
+    found = {}
+    for name in sizes:
+        found[f"difference_{name}"] = norm(by_hand[name] - by_grad[name]) / norm(by_grad[name])
+        found[f"share_{name}"] = norm(strength * weights[name]) / norm(by_grad[name])
+    return found
+
+
+def run(config: Config) -> Record:
+    """Every activation and lambda, in both dtypes."""
+    found = []
+    for dtype in DTYPES:
+        with jax.enable_x64(dtype == "float64"):
+            space = jaxstab.grid(activation=ACTIVATIONS, decay=LAMBDAS, dtype=dtype)
+            found.append(jaxstab.sweep(gradients, space, config.seeds).drop_vars("dtype"))
+    return Record(xr.concat(found, xr.IndexVariable("dtype", np.array(DTYPES))))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Relative differences over seeds, and how much of the gradient is the penalty's as lambda grows."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2))
+    bins = np.geomspace(1e-18, 1e-5, 90)
+    for number, weight in enumerate(("W1", "W2")):
+        for dtype, alpha in zip(DTYPES, (0.9, 0.45), strict=True):
+            difference = data[f"difference_{weight}"].sel(dtype=dtype).values.ravel()
+            left.hist(
+                np.maximum(difference, bins[0]),
+                bins,
+                color=f"C{number}",
+                alpha=alpha,
+                label=f"{weight}, {dtype}",
+            )
+        for activation, line in zip(("tanh", "relu"), ("-", "--"), strict=True):
+            share = data[f"share_{weight}"].sel(dtype="float32", activation=activation, decay=LAMBDAS[1:])
+            label = f"{weight}, {activation}"
+            figures.band(right, share, x="decay", color=f"C{number}", linestyle=line, label=label)
+    for dtype in DTYPES:
+        left.axvline(np.finfo(dtype).eps, color=figures.THEORY, linewidth=0.9, linestyle=":")
+    left.set(
+        xscale="log",
+        xlabel="relative difference, by hand and jax.grad",
+        yticks=[],
+        title="dots: rounding unit",
+    )
+    right.set(
+        xscale="log", yscale="log", xlabel="$\\\\lambda$", title="|penalty's gradient| / |whole gradient|"
+    )
+    left.legend(fontsize=7.5)
+    right.legend()
+    return {"gradients": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The largest relative difference of each seed, in units of rounding."""
+    data = record.data
+    found = []
+    for dtype in DTYPES:
+        one = data.sel(dtype=dtype)
+        worst = np.maximum(one.difference_W1, one.difference_W2).max(("activation", "decay"))
+        found.append(
+            scoreboard.make_claim(
+                "regularized_backprop", f"{dtype}: largest relative difference, in rounding units",
+                worst / np.finfo(dtype).eps, published=None, source="chapter 4",
+            )
+        )  # fmt: skip
+    return found

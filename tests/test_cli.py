@@ -1,0 +1,138 @@
+"""The command line: what it says, how it ends, and that it answers before JAX is up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxstab
+from jaxstab import cli
+
+SMALL = ["--depth", "6", "--width", "16", "--batch", "4", "--seeds", "3"]
+ENGINE_TESTS = Path(__file__).parent / "engine"
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of one command, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_options_are_the_familys_parameters():
+    names = {f.name for f in dataclasses.fields(cli.Axes)}
+    assert names == set(jaxstab.propagation.parameters)
+
+
+def test_gains(capsys):
+    code, out, _ = run(capsys, "gain", "tanh", "relu", "gelu")
+    assert code == 0
+    assert "1.592537" in out
+    assert "1.712859" in out
+    code, out, _ = run(capsys, "gain", "tanh", "--json")
+    assert json.loads(out)["tanh"]["backward"] == pytest.approx(1.467414, abs=1e-5)
+
+
+def test_propagate_says_what_happens_and_which_gain_mends_it(capsys, tmp_path):
+    picture = tmp_path / "new" / "stack.png"
+    code, out, _ = run(capsys, "propagate", "--gain", "0.5", "1.6667", "--plot", str(picture), *SMALL)
+    assert code == 0
+    assert "ordered" in out
+    assert "chaotic" in out
+    assert "gain=1 would make it critical" in out
+    assert picture.stat().st_size > 5000
+
+
+def test_propagate_json_is_one_object(capsys):
+    code, out, _ = run(capsys, "propagate", "--activation", "relu", "--json", *SMALL)
+    assert code == 0
+    (one,) = json.loads(out)["configurations"]
+    assert one["layers"][0]["layer"] == 1
+    assert {"log10_forward_rms", "log10_forward_rms_theory", "log10_backward_rms_low"} <= set(
+        one["layers"][0]
+    )
+
+
+def test_predict_needs_no_network(capsys):
+    code, out, _ = run(capsys, "predict", "--activation", "linear", "--init", "normal", "--dtype", "float16")
+    assert code == 0
+    assert "forward overflows in layer 4" in out
+    code, out, _ = run(capsys, "predict", "--kind", "lstm")
+    assert code == 0
+    assert "No theory is known" in out
+
+
+def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ENGINE_TESTS)
+    words = ["sweep", "families:descent", "--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4",
+             "--store", str(tmp_path / "store"), "--out", str(tmp_path / "data.nc"), "--json"]  # fmt: skip
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert json.loads(out)["status"]["ok"] == 12
+    assert (tmp_path / "data.nc").exists()
+    assert run(capsys, *words)[0] == 0
+    assert jaxstab.open_store(tmp_path / "store").loss.shape == (3, 4, 20)
+
+
+def test_diverged_lanes_end_with_three_where_that_is_asked_for(capsys):
+    words = [
+        "sweep",
+        "propagation",
+        "--grid",
+        "activation=linear",
+        "init=normal",
+        "depth=40",
+        "batch=2",
+        "--seeds",
+        "2",
+    ]
+    assert run(capsys, *words, "--json")[0] == 0
+    assert run(capsys, *words, "--json", "--fail-on-divergence")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["propgate"], ["'propgate'", "'propagate'"]),
+        (["propagate", "--gian", "2"], ["--gian", "--gain"]),
+        (["propagate", "--activation", "rlu"], ["'rlu'", "'relu'"]),
+        (["propagate", "--depth", "0"], ["depth=0"]),
+        (["propagate", "--batch", "-1"], ["batch=-1"]),
+        (["propagate", "--gain", "big"], ["gain='big'"]),
+        (["propagate", "--seeds", "0"], ["seeds=0"]),
+        (["gain", "tnah"], ["'tnah'", "'tanh'"]),
+        (["sweep", "nothing"], ["'nothing'", "propagation"]),
+        (["sweep", "no_such_module:family"], ["no_such_module"]),
+        (["sweep", "json:dumps"], ["json:dumps", "@jaxstab.family"]),
+        (["sweep", "propagation", "--grid", "gain"], ["'gain'", "NAME=VALUE"]),
+        (["sweep", "propagation", "--grid", "gain=linspace(1,2)"], ["linspace(1,2)"]),
+        (["sweep", "propagation", "--grid", "gian=1"], ["'gian'", "'gain'"]),
+        (["predict", "--plot", "/proc/no/such.png"], ["/proc/no/such.png"]),
+    ],
+)
+def test_wrong_words_get_one_line_and_end_with_two(capsys, words, said):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert all(word in err for word in said)
+
+
+def test_help_loads_no_jax():
+    code = "import sys\nfrom jaxstab import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "propagate" in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m jaxstab.cli gain tanh relu gelu | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.stdout.startswith("activation")
+    assert "Traceback" not in done.stderr
