@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS, HIDDEN, OUTPUTS = 20, 30, 10
-ACTIVATIONS, DTYPES = ("sigmoid", "tanh", "relu", "gelu"), ("float32", "float64")
+ACTIVATIONS, DTYPES = ("sigmoid", "tanh", "relu"), ("float32", "float64")
 LAMBDAS = np.concatenate([[0.0], np.geomspace(1e-3, 10, 9)])
 
 
@@ -85,7 +85,8 @@ def run(config: Config) -> Record:
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
             space = jaxstab.grid(activation=ACTIVATIONS, decay=LAMBDAS, dtype=dtype)
-            found.append(jaxstab.sweep(gradients, space, config.seeds).drop_vars("dtype"))
+            data = jaxstab.sweep(gradients, space, config.seeds)
+        found.append(data.drop_vars("dtype"))
     return Record(xr.concat(found, xr.IndexVariable("dtype", np.array(DTYPES))))
 
 
@@ -119,7 +120,7 @@ def plot(record: Record) -> dict[str, Figure]:
         title="dots: rounding unit",
     )
     right.set(
-        xscale="log", yscale="log", xlabel="$\\\\lambda$", title="|penalty's gradient| / |whole gradient|"
+        xscale="log", yscale="log", xlabel="$\\lambda$", title="|penalty's gradient| / |whole gradient|"
     )
     left.legend(fontsize=7.5)
     right.legend()

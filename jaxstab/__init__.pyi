@@ -1,6 +1,7 @@
 from .engine.run import predict as predict
 from .engine.run import propagate as propagate
 from .engine.run import sweep as sweep
+from .engine.run import train as train
 from .engine.space import choice as choice
 from .engine.space import grid as grid
 from .engine.space import log_uniform as log_uniform
@@ -15,4 +16,7 @@ from .theory.gains import critical_initialization as critical_initialization
 from .theory.gains import gain as gain
 from .trials.family import Family as Family
 from .trials.family import family as family
+from .trials.fitting import Task as Task
+from .trials.fitting import fit as fit
 from .trials.propagation import propagation as propagation
+from .trials.training import training as training

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -130,11 +131,78 @@ class Predict(Axes):
 
 
 @dataclasses.dataclass(frozen=True)
+class Train:
+    """Train image classifiers, many seeds and numbers at once. Each option takes one value or several (an axis)."""
+
+    dataset: Values = ()
+    """digits (embedded) or fashion_mnist (digits)."""
+    hidden: Values = ()
+    """Units of the hidden layers: 256, or 256+128 for two (256)."""
+    activation: Values = ()
+    """relu, tanh, ... (relu)."""
+    init: Values = ()
+    """kaiming_normal, xavier_normal, normal, ... (kaiming_normal)."""
+    optimizer: Values = ()
+    """sgd, sgdw, adam, adamw (sgd)."""
+    epochs: Values = ()
+    """Passes over the training images (10)."""
+    batch_size: Values = ()
+    """Images a step (64)."""
+    order: Values = ()
+    """Data order per_seed or shared (per_seed)."""
+    precision: Values = ()
+    """Of matrix products: default, high, highest (highest)."""
+    learning_rate: Values = ()
+    """Step size (0.1)."""
+    weight_decay: Values = ()
+    """Of weights, not of biases (0)."""
+    l1: Values = ()
+    """L1 penalty's slope, of weights, not of biases (0)."""
+    dropout: Values = ()
+    """Rate of each hidden layer: 0.5, or 0.2+0.5 for two (none)."""
+    gain: Values = ()
+    """Multiplies the initialization (1)."""
+    momentum: Values = ()
+    """Of sgd and sgdw (0)."""
+    clip_norm: Values = ()
+    """Largest norm of the gradient (inf: off)."""
+    seeds: int = 4
+    """How many runs of each configuration."""
+    fashion_mnist: Path | None = None
+    """Folder with Fashion-MNIST's four official files."""
+    plot: Path | None = None
+    """Write a picture of the curves to this file."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def settings(self) -> dict[str, Any]:
+        """What was given, as `jaxstab.grid` takes it."""
+        other = ("seeds", "fashion_mnist", "plot", "json")
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in other}
+        return {name: parse_values(values) for name, values in given.items() if values}
+
+    def run(self) -> int:
+        """Train, and show how it ended."""
+        if self.fashion_mnist is not None:
+            os.environ["JAXSTAB_FASHION_MNIST"] = str(self.fashion_mnist)
+        import jaxstab
+        from jaxstab.data.images import DataError
+        from jaxstab.report import curves
+
+        try:
+            data = jaxstab.sweep(jaxstab.training, jaxstab.grid(**self.settings()), self.seeds)
+        except DataError as error:
+            print(f"jaxstab: {error}", file=sys.stderr)
+            return 1
+        return curves.show(data, self.plot, self.json, print)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """Run a family over a grid and seeds into a folder; the same command resumes what was interrupted."""
 
     family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
-    """propagation, or your own as module:family."""
+    """propagation, training, or your own as module:family."""
     grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...")] = ()
     """Axes: gain=0.5,1,1.5 or gain=linspace(0.5,2.5,64)."""
     seeds: int = 32
@@ -190,7 +258,13 @@ class Sweep:
         return 3 if self.fail_on_divergence and bad else 0
 
 
-COMMANDS: dict[str, Any] = {"gain": Gain, "propagate": Propagate, "predict": Predict, "sweep": Sweep}
+COMMANDS: dict[str, Any] = {
+    "gain": Gain,
+    "propagate": Propagate,
+    "predict": Predict,
+    "train": Train,
+    "sweep": Sweep,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -230,6 +304,8 @@ def _first_line() -> str:
 
 def parse_values(words: tuple[str, ...]) -> Any:
     """One value, or the list that several words (or linspace(...), geomspace(...)) stand for."""
+    if any("+" in w.strip("+").replace("e+", "") for w in words):
+        return {w: tuple(_parse_value(part) for part in w.split("+")) for w in words}
     if len(words) > 1:
         return [_parse_value(w) for w in words]
     word = " ".join(words)
@@ -271,7 +347,7 @@ def load_family(name: str) -> Any:
     """A family of jaxstab's by name, or a user's by module:family."""
     from jaxstab.trials.family import Family
 
-    built_in = {"propagation": "jaxstab.trials.propagation"}
+    built_in = {name: f"jaxstab.trials.{name}" for name in ("propagation", "training")}
     module, colon, attribute = name.partition(":")
     if not colon:
         require_choice(name, [*built_in, "module:family"], "family")

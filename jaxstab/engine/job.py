@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +86,7 @@ class Job:
 
     def run(
         self, chunks: Sequence[Chunk], stop: Callable[[], Any] = lambda: False
-    ) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
+    ) -> Generator[tuple[Chunk, dict[str, np.ndarray]], None, None]:
         """Results chunk by chunk; the next one runs while the last is being dealt with.
 
         A chunk begins when the one before has ended, so that no more than one is ever half done; once `stop()`

@@ -22,6 +22,7 @@ from jaxstab.engine.store import Store
 from jaxstab.errors import Interrupted, UsageError
 from jaxstab.trials.family import Family
 from jaxstab.trials.propagation import propagation
+from jaxstab.trials.training import training
 
 SWEEP_KEYWORDS = ("keep", "store", "devices", "memory", "tile", "progress")
 
@@ -91,6 +92,12 @@ def propagate(seeds: Any = 32, **axes: Any) -> xr.Dataset:
     return sweep(propagation, grid(**axes), seeds, **keywords)
 
 
+def train(seeds: Any = 4, **axes: Any) -> xr.Dataset:
+    """`sweep(training, grid(axes), seeds)` in one call; sweep's keywords may stand among the axes."""
+    keywords = {name: axes.pop(name) for name in SWEEP_KEYWORDS if name in axes}
+    return sweep(training, grid(**axes), seeds, **keywords)
+
+
 def predict(space: Space | None = None, *, family: Family = propagation, **axes: Any) -> xr.Dataset:
     """Theory for the axes of a grid (or for a space): the measurement's variable names, plus `*_low` and `*_high`.
 
@@ -127,17 +134,21 @@ def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.
         number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
         missing = _take(job, table, store, bar, list(number_of))
         own = [chunk for chunk in missing if number_of[chunk] % processes == process]
+        done = 0
         with contextlib.closing(job.run(own, stop=lambda: caught)) as results:
-            for done, (chunk, values) in enumerate(results, 1):
+            for chunk, values in results:
                 store.write_chunk(chunk.group, chunk.number, values)
                 table.fill(job.lanes_of(chunk), values)
                 bar.update(chunk.lanes)
+                done += 1
                 if caught:
-                    left = f"interrupted with {len(own) - done} chunks left"
-                    raise Interrupted(f"{left}; the same call on {store.path} resumes.")
-        _take(job, table, store, bar, [chunk for chunk in missing if number_of[chunk] % processes != process])
+                    break
+        if not caught:
+            others = [chunk for chunk in missing if number_of[chunk] % processes != process]
+            _take(job, table, store, bar, others)
     if caught:
-        raise Interrupted(f"interrupted; the sweep in {store.path} is finished, the same call reads it.")
+        left = f"interrupted with {len(own) - done} chunks left"
+        raise Interrupted(f"{left}; the same call on {store.path} resumes.")
 
 
 def _take(job: Job, table: Table, store: Store, bar: tqdm.tqdm, chunks: Sequence[Chunk]) -> list[Chunk]:

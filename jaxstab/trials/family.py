@@ -219,6 +219,8 @@ def coerce(name: str, annotation: Any, value: Any) -> Any:
     """`value` as its annotation has it, or one line that says what was given and what is wanted."""
     if _is_tuple_of(annotation, float) or _is_tuple_of(annotation, int):
         kind = typing.get_args(annotation)[0]
+        if np.ndim(value) == 0 and not isinstance(value, (str, bool)) and value is not None:
+            value = (value,)  # a scalar stands for one layer, say
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise UsageError(f"{name}={value!r}: a sequence of {kind.__name__} is wanted.")
         return tuple(coerce(name, kind, v) for v in value)
