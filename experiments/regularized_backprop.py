@@ -87,7 +87,8 @@ def run(config: Config) -> Record:
             space = jaxstab.grid(activation=ACTIVATIONS, decay=LAMBDAS, dtype=dtype)
             data = jaxstab.sweep(gradients, space, config.seeds)
         found.append(data.drop_vars("dtype"))
-    return Record(xr.concat(found, xr.IndexVariable("dtype", np.array(DTYPES))))
+    data = xr.concat(found, "dtype")
+    return Record(data.assign_coords(dtype=list(DTYPES)))
 
 
 def plot(record: Record) -> dict[str, Figure]:
@@ -121,6 +122,9 @@ def plot(record: Record) -> dict[str, Figure]:
     )
     right.set(
         xscale="log", yscale="log", xlabel="$\\lambda$", title="|penalty's gradient| / |whole gradient|"
+    )
+    left.annotate(
+        "exactly 0", (bins[0], 0), (1.6, 0.05), textcoords="offset points", rotation=90, fontsize=7.5
     )
     left.legend(fontsize=7.5)
     right.legend()

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
-from jaxstab.errors import UsageError, require_choice
+from jaxstab.errors import Interrupted, UsageError, require_choice
 
 Values: TypeAlias = Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE [VALUE ...]")]
 
@@ -198,6 +198,41 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tile:
+    """Measure how fast a family runs at every tile, beside the rule's own choice."""
+
+    family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
+    """propagation, or your own as module:family."""
+    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...")] = ()
+    """Axes: width=64,256 gain=linspace(0.5,2.5,64)."""
+    seeds: int = 256
+    """How many seeds of each configuration are run at each tile."""
+    keep: tuple[str, ...] = ()
+    """Outputs wanted; all of them by default."""
+    devices: int | None = None
+    """How many local devices; all of them by default."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Measure, and print a table for each program."""
+        import jaxstab
+        from jaxstab.engine import tuning
+
+        family, space = load_family(self.family), jaxstab.grid(**parse_grid(self.grid))
+        found = tuning.measure_tiles(family, space, self.seeds, keep=self.keep or None, devices=self.devices)
+        if self.json:
+            print(json.dumps({"family": family.name, "programs": [dataclasses.asdict(one) for one in found]}))
+            return 0
+        for one in found:
+            print(f"{one.spec}\n{'tile':>8}{'lanes/s':>12}")
+            for tile, rate in one.rates.items():
+                remarks = ["fastest"] * (tile == one.fastest) + ["the rule's"] * (tile == one.ruled)
+                print(f"{tile:>8}{rate:>12.4g}  {', '.join(remarks)}".rstrip())
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """Run a family over a grid and seeds into a folder; the same command resumes what was interrupted."""
 
@@ -217,6 +252,14 @@ class Sweep:
     """How many local devices; all of them by default."""
     tile: int | None = None
     """Lanes a tile; by default the rule that follows from the family."""
+    distributed: bool = False
+    """This is one process of a run that Slurm, Open MPI, Kubernetes or Cloud TPU started."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where processes are started by hand."""
+    processes: int | None = None
+    """How many are started by hand."""
+    process: int | None = None
+    """Which of them this is: 0 to N - 1."""
     fail_on_divergence: bool = False
     """Exit with 3 if any lane is not ok."""
     json: bool = False
@@ -225,8 +268,12 @@ class Sweep:
     def run(self) -> int:
         """Sweep, and say how the lanes ended."""
         import jaxstab
+        from jaxstab.engine import cluster
         from jaxstab.report import record
 
+        by_hand = (self.coordinator, self.processes, self.process)
+        if self.distributed or by_hand != (None, None, None):
+            cluster.join(*by_hand)
         family, space = load_family(self.family), jaxstab.grid(**parse_grid(self.grid))
         data = jaxstab.sweep(
             family,
@@ -254,7 +301,7 @@ class Sweep:
         else:
             print(data)
             print("\nlanes: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
-        bad = data.status.size - counts["ok"]
+        bad = data.status.size - counts["ok"] - counts["not_run"]
         return 3 if self.fail_on_divergence and bad else 0
 
 
@@ -264,6 +311,7 @@ COMMANDS: dict[str, Any] = {
     "predict": Predict,
     "train": Train,
     "sweep": Sweep,
+    "tile": Tile,
 }
 
 
@@ -275,6 +323,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UsageError as error:
         print(f"jaxstab: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interruption:
+        print(f"jaxstab: {interruption}", file=sys.stderr)
+        raise
     except BrokenPipeError:  # `jaxstab ... | head`
         sys.stderr.close()
         sys.exit(0)

@@ -69,6 +69,38 @@ def test_predict_needs_no_network(capsys):
     assert "No theory is known" in out
 
 
+def test_train_shows_how_each_configuration_ended(capsys, tmp_path):
+    picture = tmp_path / "curves.png"
+    words = [
+        "train",
+        "--hidden",
+        "8+4",
+        "--dropout",
+        "0.1+0.2",
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--plot",
+        str(picture),
+    ]
+    code, out, _ = run(capsys, *words, "--learning-rate", "0.01", "0.1")
+    assert code == 0
+    assert out.count("test_accuracy") == 2
+    assert picture.stat().st_size > 5000
+    code, out, _ = run(capsys, *words, "--learning-rate", "0.01", "0.1", "--json")
+    assert code == 0
+    assert [c["settings"]["learning_rate"] for c in json.loads(out.splitlines()[0])["configurations"]] == [
+        0.01,
+        0.1,
+    ]
+
+
+def test_the_options_of_train_are_its_familys_parameters():
+    own = {"seeds", "fashion_mnist", "plot", "json"}
+    assert {f.name for f in dataclasses.fields(cli.Train)} - own == set(jaxstab.training.parameters)
+
+
 def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ENGINE_TESTS)
     words = ["sweep", "families:descent", "--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4",
@@ -107,6 +139,9 @@ def test_diverged_lanes_end_with_three_where_that_is_asked_for(capsys):
         (["propagate", "--batch", "-1"], ["batch=-1"]),
         (["propagate", "--gain", "big"], ["gain='big'"]),
         (["propagate", "--seeds", "0"], ["seeds=0"]),
+        (["train", "--hidden", "0"], ["hidden=(0,)"]),
+        (["train", "--dropout", "1.5"], ["dropout=(1.5,)"]),
+        (["train", "--dataset", "mnist"], ["'mnist'", "digits"]),
         (["gain", "tnah"], ["'tnah'", "'tanh'"]),
         (["sweep", "nothing"], ["'nothing'", "propagation"]),
         (["sweep", "no_such_module:family"], ["no_such_module"]),

@@ -1,7 +1,8 @@
 """Joining a distributed run: JAX's own runtime says who is process i of N.
 
-Nothing else is asked of it: a sweep's processes exchange no number, so one may end, or be killed, long before
-another. JAX's own time limits are made for programs that need each other at every step, and are set aside.
+Nothing else is asked of it, since a sweep's processes exchange no number. Once all of them know which they are,
+the runtime is left again: while it is there, it ends every process when one of them was killed, or when one was done
+five minutes before another.
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ import jax
 
 from jaxstab.errors import UsageError
 
-A_MONTH = 30 * 24 * 3600
-
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Become one process of a run of many, before JAX has done anything else.
+    """Become one process of a run of many, before JAX has done anything else; waits for the others to be there.
 
     Args:
         coordinator: HOST:PORT at which process 0 listens; None, with the others, where the cluster (Slurm, Open
@@ -35,15 +34,15 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise UsageError(f"coordinator={coordinator!r}: HOST:PORT is wanted.")
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UsageError(f"process={process} of processes={processes}: one of 0 to N - 1 is wanted.")
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
             cluster_detection_method=None if coordinator is None else "deactivate",
-            shutdown_timeout_seconds=A_MONTH, **__import__("json").loads(__import__("os").environ.get("XX","{}")),
         )
+        jax.devices()  # the backend learns which process it is, with all N there
+        jax.distributed.shutdown()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"the distributed run cannot be joined: {reason}") from None

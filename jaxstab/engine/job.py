@@ -186,7 +186,7 @@ def _collect(parts: Sequence[Part]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
 
 
-def _require_exhaustion(error: jax.errors.JaxRuntimeError) -> None:
+def _require_exhaustion(error: Exception) -> None:
     """Any failure but that of memory is raised again."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error

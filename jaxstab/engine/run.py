@@ -132,12 +132,14 @@ def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.
     with store.hold(process, processes), _signals() as caught:
         store.begin(manifest)
         number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
+        present = store.chunks()
         missing = _take(job, table, store, bar, list(number_of))
         own = [chunk for chunk in missing if number_of[chunk] % processes == process]
         done = 0
         with contextlib.closing(job.run(own, stop=lambda: caught)) as results:
             for chunk, values in results:
-                store.write_chunk(chunk.group, chunk.number, values)
+                replaced = present.get((chunk.group, chunk.number), ())
+                store.write_chunk(chunk.group, chunk.number, values, replaced)
                 table.fill(job.lanes_of(chunk), values)
                 bar.update(chunk.lanes)
                 done += 1

@@ -130,17 +130,19 @@ class Store:
             )
         return manifest
 
-    def write_chunk(self, group: int, number: int, values: Mapping[str, np.ndarray]) -> None:
-        """Write one chunk; it is there as a whole or not at all. Then what it replaces goes.
+    def write_chunk(
+        self, group: int, number: int, values: Mapping[str, np.ndarray], replaced: Sequence[Path] = ()
+    ) -> None:
+        """Write one chunk; it is there as a whole or not at all. Then the files of this number that it replaces go.
 
-        That is a damaged file of the same number, or the shorter last chunk of a sweep that has grown since.
+        These are damaged, or the shorter last chunk of a sweep that has grown since.
         """
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **dict(values))
         content = buffer.getvalue()
         name = f"{group}-{number:06d}-{hashlib.sha256(content).hexdigest()}.npz"
         self._write(name, content)
-        for path in self.path.glob(f"{group}-{number:06d}-*.npz"):
+        for path in replaced:
             if path.name != name:
                 path.unlink(missing_ok=True)
 

@@ -54,6 +54,7 @@ def _spell(ends: list[float | None]) -> str:
 
 def draw(flat: xr.Dataset, rows: list[dict[str, Any]], path: Path) -> None:
     """Loss and accuracy over the epochs, training dotted, bands over seeds."""
+    varying = {k for k in rows[0]["settings"] if len({str(row["settings"][k]) for row in rows}) > 1}
     with figures.style():
         import matplotlib.pyplot as plt
 
@@ -61,12 +62,14 @@ def draw(flat: xr.Dataset, rows: list[dict[str, Any]], path: Path) -> None:
         for panel, what in zip(panels, ("loss", "accuracy"), strict=True):
             for i, row in enumerate(rows[:6]):
                 one, colour = flat.isel(every=i), f"C{i}"
-                label = ", ".join(f"{k}={v}" for k, v in row["settings"].items()) or "test"
+                label = ", ".join(f"{k}={v}" for k, v in row["settings"].items() if k in varying) or None
                 figures.band(panel, one[f"test_{what}"], x="epoch", color=colour, label=label)
                 figures.band(panel, one[f"train_{what}"], x="epoch", color=colour, linestyle=":")
+            panel.xaxis.get_major_locator().set_params(integer=True)
             panel.set(xlabel="epoch", title=f"{what}: test, and training (dotted)")
         panels[0].set_ylim(0, min(np.nanmax(flat.test_loss.isel(epoch=0)), panels[0].get_ylim()[1]) * 1.1)
-        panels[1].legend(loc="lower right")
+        if varying:
+            panels[1].legend(loc="lower right")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)

@@ -31,8 +31,8 @@ OK, NONFINITE, DIVERGED, UNTRAINED = range(4)
 WORSE = 2.0
 """A run has diverged whose loss ends at so many times the larger of what it began with and chance's loss."""
 
-LEARNT = 0.99
-"""A run has learnt nothing whose loss does not end below so many times chance's loss."""
+LEARNT = 0.95
+"""A run has learnt nothing whose loss does not end below so many times what it began with and chance's loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,9 @@ def make_trial(spec: Spec) -> Trial:
         )  # fmt: skip
         chance = loss_of_chance(data.train_labels, len(images.CLASSES[spec.dataset]))
         last = run.seen["train_loss"][-1]
-        status = jnp.where(last > WORSE * jnp.maximum(run.start_loss, chance), DIVERGED,
-                           jnp.where(last < LEARNT * chance, OK, UNTRAINED))  # fmt: skip
+        is_worse = last > WORSE * jnp.maximum(run.start_loss, chance)
+        has_learnt = last < LEARNT * jnp.minimum(run.start_loss, chance)
+        status = jnp.where(is_worse, DIVERGED, jnp.where(has_learnt, OK, UNTRAINED))
         return run.seen | {
             "start_loss": run.start_loss,
             "first_bad_step": run.first_bad_step,

@@ -13,7 +13,18 @@ import pytest
 import xarray as xr
 from samples import assert_law
 
-from experiments import backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient
+from experiments import (
+    backprop,
+    deep_stack,
+    gain_table,
+    initialization,
+    matrix_product,
+    phase_diagram,
+    precision,
+    remedies,
+    sigmoid_gradient,
+    vanishing,
+)
 from experiments.__main__ import NAMES
 from jaxstab.report.runner import SCALES, configure, run_experiment
 from jaxstab.theory import finite_width
@@ -21,8 +32,11 @@ from jaxstab.theory import finite_width
 ROOT = Path(__file__).parent.parent.parent
 MODULES = {
     m.__name__.rsplit(".", 1)[-1]: m
-    for m in (backprop, deep_stack, gain_table, matrix_product, sigmoid_gradient)
-}
+    for m in (
+        backprop, deep_stack, gain_table, initialization, matrix_product, phase_diagram, precision, remedies,
+        sigmoid_gradient, vanishing,
+    )
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +107,46 @@ def test_xavier_settles_at_the_mean_field_rms(results):
     data = data_of(results, "deep_stack")
     late = 10 ** data.log10_forward_rms.values[4][:, 20:]  # [seed, layer]
     assert late.mean() == pytest.approx(0.651347, rel=0.005)
+
+
+def test_the_measured_boundary_of_chaos_is_theorys(results):
+    data = data_of(results, "phase_diagram")
+    assert phase_diagram.rows_within_a_step(data) >= 0.95
+    assert phase_diagram.rows_within_a_step(data.assign(critical=data.critical + 0.5)) < 0.5
+
+
+def test_dtypes_break_where_it_was_forecast(results):
+    data = data_of(results, "precision")
+    for name in precision.BREAKS:
+        distance = np.abs(data[name].median("seed") - data[f"{name}_theory"])
+        assert float(distance.max()) <= 3, name
+    edges = {name: data[f"edge_{name}"].values.tolist() for name in ("largest", "smallest_normal")}
+    assert edges["largest"] == [2.0**15, 2.0**127, 2.0**127]
+    assert edges["smallest_normal"] == [2.0**-14, 2.0**-126, 2.0**-126]
+
+
+def test_remedies_keep_gradients_where_they_are_said_to(results):
+    kept = data_of(results, "remedies").share_kept
+    kept = dict(zip(kept.remedy.values.astype(str), kept.values, strict=True))
+    assert kept["residual"] == kept["plain, critical"] == kept["LSTM, small weights, bias ln 99"] == 1
+    assert kept["plain, small weights"] == kept["plain, large weights"] == kept["RNN, small weights"] == 0
+
+
+def test_an_unequal_layer_keeps_one_variance_at_a_time(results):
+    data = data_of(results, "initialization")
+    forward, backward = (data[f"{way}_var"].median("seed") for way in ("forward", "backward"))
+    modes = data["mode"].values.astype(str).tolist()
+    assert float(np.abs(forward[modes.index("fan_in")] - 1).max()) < 0.15
+    assert float(np.abs(backward[modes.index("fan_out")] - 1).max()) < 0.15
+    assert float(forward[modes.index("fan_out")].min()) > 4
+    assert float(backward[modes.index("fan_in")].max()) < 0.25
+
+
+def test_a_sigmoid_leaves_less_than_a_quarter(results):
+    data = data_of(results, "vanishing")
+    sigmoid = data.activation.values.astype(str).tolist().index("sigmoid")
+    factor = data.factor.isel(activation=sigmoid, layer=slice(0, -2))
+    assert 0.15 < float(factor.min()) < float(factor.max()) < 0.26
 
 
 def run_main(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

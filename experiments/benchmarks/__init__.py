@@ -1,0 +1,1 @@
+"""Side by side with what people use instead, and what a sweep survives."""
