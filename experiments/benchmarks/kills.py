@@ -50,8 +50,8 @@ def main(folder: Path, kills: int = 200, seeds: int = 1000, seed: int = 0) -> No
         child = fork(lambda inside=inside: attempt(store, seeds, log, inside, draw.randint(1, 3)))
         moment = draw.uniform(0.0, 0.5 * span)
         killed = wait(child, None if inside else moment)
+        one = {"inside": inside or "anywhere", **lost(log, time.monotonic())}
         there = digest(store) if store.exists() else {}
-        one = {"inside": inside or "anywhere", **lost(log)}
         one["good"] = there.items() <= wanted.items() and kept <= there.keys()
         kept = {name for name in there if name.endswith(".npz")}
         if killed:
@@ -78,6 +78,7 @@ def summary(found: list[dict[str, Any]], stores: int, same: bool, chunk_seconds:
         "kills_after_a_chunk_began": sum(one["began"] > 0 for one in found),
         "most_ended_chunks_lost": max(one["ended"] - one["wrote"] for one in found),
         "chunk_seconds": chunk_seconds,
+        "longest_chunk_seconds": max(one["longest"] for one in found),
         "most_seconds_lost": max(one["seconds"] for one in found),
     }
 
@@ -152,15 +153,16 @@ def events(log: Path) -> Iterator[tuple[str, float]]:
         yield name, float(when)
 
 
-def lost(log: Path) -> dict[str, Any]:
-    """How many chunks began, ended and were written, and the time spent on those that were not written."""
-    count, starts = {"began": 0, "ended": 0, "wrote": 0}, []
+def lost(log: Path, moment: float) -> dict[str, Any]:
+    """How many chunks began, ended and were written until a kill, the time spent on those that were not written,
+    and the longest that a chunk took to end."""
+    times: dict[str, list[float]] = {"began": [], "ended": [], "wrote": []}
     for name, when in events(log):
-        count[name] += 1
-        if name == "began":
-            starts.append(when)
-    unwritten = starts[count["wrote"] :]
-    return {**count, "seconds": time.monotonic() - unwritten[0] if unwritten else 0.0}
+        times[name].append(when)
+    unwritten = times["began"][len(times["wrote"]) :]
+    longest = max((b - a for a, b in zip(times["began"], times["ended"], strict=False)), default=0.0)
+    count = {name: len(of_name) for name, of_name in times.items()}
+    return {**count, "seconds": moment - unwritten[0] if unwritten else 0.0, "longest": longest}
 
 
 def durations(log: Path) -> float:

@@ -242,7 +242,7 @@ def of_kills(found: dict[str, Any]) -> Iterator[Check]:
         "work lost by a kill",
         found["most_ended_chunks_lost"] <= 1,
         f"at most {found['most_ended_chunks_lost']} finished chunk; at most {found['most_seconds_lost']:.2f} s"
-        f" where a chunk takes {found['chunk_seconds']:.2f} s",
+        f" where a chunk takes {found['chunk_seconds']:.2f} (up to {found['longest_chunk_seconds']:.2f}) s",
     )
 
 

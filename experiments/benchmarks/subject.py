@@ -39,7 +39,7 @@ def regression(key: jax.Array, *, steps: int = 200, learning_rate: float = 0.1) 
 
 def digest(folder: Path) -> dict[str, str]:
     """Names and SHA-256 of everything that counts in a store."""
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".npz", ".json"))
+    files = sorted(p for p in folder.glob("[!.]*") if p.suffix in (".npz", ".json"))  # no half-written ones
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
