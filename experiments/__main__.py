@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +13,9 @@ import tyro
 from jaxstab.errors import UsageError, require_choice
 
 NAMES = (
-    "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop", "vanishing",
-    "precision", "remedies", "phase_diagram",
+    "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop",
+    "regularized_backprop", "vanishing", "symmetry", "mlp", "polynomial", "weight_decay", "dropout", "precision",
+    "learning_rate", "remedies", "phase_diagram", "trainability",
 )  # fmt: skip
 
 
@@ -24,6 +26,7 @@ def main(
     seeds: int | None = None,
     scale: Literal["smoke", "default", "full"] = "default",
     out: Path = Path("results"),
+    fashion_mnist: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     list: bool = False,  # noqa: A002
 ) -> int:
     """Run the experiments named (all of them by default).
@@ -33,6 +36,7 @@ def main(
         seeds: how many seeds, in place of each experiment's own number.
         scale: how much of everything.
         out: folder for figures, data, scoreboard.json and report.html.
+        fashion_mnist: folder with Fashion-MNIST's four official files, in place of a download.
         list: say which experiments there are, and stop.
     """
     chosen = [require_choice(name, NAMES, "experiment") for name in names] or [*NAMES]
@@ -43,6 +47,10 @@ def main(
         for module in modules:
             print(f"{module.__name__.rsplit('.', 1)[-1]:22}{(module.__doc__ or '').splitlines()[0]}")
         return 0
+    if fashion_mnist is not None:
+        if not fashion_mnist.is_dir():
+            raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
+        os.environ["JAXSTAB_FASHION_MNIST"] = str(fashion_mnist)
     from jaxstab.report.runner import run_all
 
     return 0 if run_all(modules, scale, out, {"seeds": seeds}, print) else 1

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH, STEPS_PER_EPOCH = 64, 23
-UNITS, DTYPES = (3, 8), ("float32", "float64")
+DTYPES = ("float32", "float64")
 RUNS = {
     "SGD": (0.0, 0.0, 0.0),
     "SGD + L2": (1e-3, 0.0, 0.0),
@@ -58,9 +58,14 @@ class Config:
 
     seeds: int = 8
     epochs: int = 130
+    units: tuple[int, ...] = (3, 8)
 
 
-SCALES = {"smoke": Config(seeds=2, epochs=8), "default": Config(), "full": Config(seeds=256, epochs=1000)}
+SCALES = {
+    "smoke": Config(seeds=2, epochs=8, units=(3,)),
+    "default": Config(),
+    "full": Config(seeds=256, epochs=1000),
+}
 
 
 @jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: images.load("digits"))
@@ -125,7 +130,7 @@ def run(config: Config) -> Record:
     """Every run, with 3 units and with 8, in both dtypes."""
     decay, dropout, ulps = zip(*RUNS.values(), strict=True)
     space = jaxstab.zipped(decay=decay, dropout=dropout, ulps=ulps) * jaxstab.grid(
-        units=UNITS, epochs=config.epochs
+        units=config.units, epochs=config.epochs
     )
     found = []
     for dtype in DTYPES:
@@ -140,9 +145,11 @@ def plot(record: Record) -> dict[str, Figure]:
     """Distance of the two units farthest apart, over steps, and how many are distinct in the end."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(UNITS), figsize=(10, 3.6), sharey=True)
+    figure, panels = plt.subplots(
+        1, record.data.sizes["units"], figsize=(10, 3.6), sharey=True, squeeze=False
+    )
     floor = 1e-18
-    for panel, units in zip(panels, UNITS, strict=True):
+    for panel, units in zip(panels.flat, record.data.units.values, strict=True):
         for number, name in enumerate(RUNS):
             for dtype, line in zip(DTYPES, ("-", "--"), strict=True):
                 one = record.data.sel(units=units, configuration=name, dtype=dtype)
@@ -154,8 +161,10 @@ def plot(record: Record) -> dict[str, Figure]:
                 )
         panel.set(yscale="log", ylim=(floor / 2, 1e3), xlabel="step", title=f"{units} units that begin equal")
         panel.legend(fontsize=7, loc=(0.52, 0.12))
-    panels[0].set_yticks([floor, 1e-15, 1e-10, 1e-5, 1], ["0", "$10^{-15}$", "$10^{-10}$", "$10^{-5}$", "1"])
-    panels[0].set_ylabel("largest distance of two units")
+    panels[0, 0].set_yticks(
+        [floor, 1e-15, 1e-10, 1e-5, 1], ["0", "$10^{-15}$", "$10^{-10}$", "$10^{-5}$", "1"]
+    )
+    panels[0, 0].set_ylabel("largest distance of two units")
     return {"distances": figure}
 
 
@@ -169,7 +178,7 @@ def claims(record: Record) -> list[scoreboard.Claim]:
         )
         found.append(one)
 
-    for units in UNITS:
+    for units in data.units.values:
         for name in list(RUNS)[:3]:
             for dtype in DTYPES:
                 one = data.sel(units=units, configuration=name, dtype=dtype)
@@ -179,13 +188,13 @@ def claims(record: Record) -> list[scoreboard.Claim]:
                     one.distinct.isel(epoch=-1),
                     1.0 if name == "SGD" else None,
                 )
-    broken = data.sel(units=8, configuration="SGD + dropout").distance.isel(epoch=0)
+    broken = data.isel(units=-1).sel(configuration="SGD + dropout").distance.isel(epoch=0)
     claim("dropout: distance after an epoch, float32 over float64", broken[0] / broken[1], theory=1.0)
-    apart = data.distance.sel(units=8, configuration="SGD + one ulp") > 1
+    apart = data.distance.isel(units=-1).sel(configuration="SGD + one ulp") > 1
     for dtype in DTYPES:
         steps = data.step.where(apart.sel(dtype=dtype)).min("epoch")  # NaN where they are not within the run
         claim(f"one ulp, {dtype}: steps until two units are 1 apart", steps)
-        one = data.sel(units=8, configuration="SGD + dropout", dtype=dtype)
+        one = data.isel(units=-1).sel(configuration="SGD + dropout", dtype=dtype)
         claim(
             f"permuted units, {dtype}: relative change of the output", one.change_by_permutation, theory=0.0
         )

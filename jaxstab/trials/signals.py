@@ -22,7 +22,10 @@ def exponent_of(x: Float[Array, ...]) -> Int[Array, ""]:
 
 
 def rescale(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
-    """(m, e) with x = m 2^e exactly, m in float32 with its largest magnitude in [1/2, 1)."""
+    """(m, e) with x = m 2^e, m in float32 with its largest magnitude in [1/2, 1).
+
+    Exact, but for entries 2^126 times smaller than the largest, which become zero.
+    """
     exponent = exponent_of(x)
     return jnp.ldexp(x.astype(jnp.float32), -exponent), exponent
 

@@ -35,8 +35,9 @@ def test_squaring_first_would_have_overflowed():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=2, max_size=2), st.integers(-60, 20))
+@given(st.lists(st.integers(-(2**20), 2**20), min_size=2, max_size=2), st.integers(-90, 90))
 def test_rescaling_is_exact(values, exponent):
+    """Where no entry is so much smaller than the largest that float32 cannot hold both."""
     x = jnp.ldexp(jnp.array(values, jnp.float32), exponent)
     m, e = signals.rescale(x)
     np.testing.assert_array_equal(jnp.ldexp(m, e), x)

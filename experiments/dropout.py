@@ -1,0 +1,206 @@
+"""What does dropout keep and what does it drop, and does it know when it is wrong?
+
+Chapter 4 applies its dropout layer to X = 0, 1, ..., 15 at p = 0, 0.5 and 1 (printed: X, a draw of 0s and
+doubled entries, 0s), then trains 784-256-256-10 with ReLU, rates 0.2 and 0.5 after the hidden layers, on
+Fashion-MNIST (10 epochs, batches of 256, SGD at rate 0.5, PyTorch's default initialization), and mentions
+that dropout may be left on in testing to estimate how sure a prediction is.
+
+Here the layer keeps the mean in law; the network is trained with and without dropout; and the uncertainty
+of a prediction (entropy of the mean of many dropped predictions) is held against whether the prediction is
+wrong. Where there are fewer images than 60,000 there are more epochs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+import jaxstab
+from jaxstab.data import images
+from jaxstab.nets import mlp
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import figures, substitute
+from jaxstab.report.record import Record
+from jaxstab.trials import training
+from jaxstab.trials.fitting import fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HIDDEN, BATCH, RATE = (256, 256), 256, 0.5
+RATES = {"none": (0.0, 0.0), "chapter": (0.2, 0.5)}
+CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+X = np.arange(16, dtype=np.float32).reshape(2, 8)
+PRINTED_HALF = np.array([[0, 2, 0, 0, 8, 0, 12, 0], [16, 0, 20, 0, 24, 26, 28, 30]], np.float32)
+"""The chapter's draw at p = 0.5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """`updates` where 10 epochs make fewer; `passes` dropped predictions of each test image."""
+
+    seeds: int = 8
+    updates: int = 600
+    passes: int = 100
+    layer_seeds: int = 4096
+
+
+SCALES = {
+    "smoke": Config(2, 12, 10, 64),
+    "default": Config(),
+    "full": Config(seeds=64, updates=2350, passes=1000, layer_seeds=65_536),
+}
+
+
+@jaxstab.family(dims={"dropped": ("row", "column")})
+def layer(key: jax.Array, *, p: float) -> dict[str, jax.Array]:
+    """The chapter's layer on its X."""
+    return {"dropped": mlp.dropout(key, jnp.asarray(X), p)}
+
+
+@jaxstab.family(
+    dims={**dict.fromkeys(CURVES, ("epoch",)), "entropy": ("image",), "is_wrong": ("image",)},
+    shared=lambda spec: images.load(spec.dataset),
+)
+def classifier(
+    key: jax.Array,
+    data: images.ImageData,
+    *,
+    dataset: str,
+    epochs: int,
+    passes: int,
+    rates: tuple[float, ...],
+) -> dict[str, jax.Array]:
+    """One training run, and the entropy [nat] of each test image's mean prediction over dropped networks."""
+    fit_key, drop_key = jax.random.split(key)
+    data = images.ImageData(*(jnp.asarray(x) for x in data))
+    spec = training.Spec(dataset, HIDDEN, "relu", "torch_default", epochs=epochs, batch_size=BATCH)
+    numbers = training.HParams(learning_rate=RATE, dropout=rates)
+    task = training.make_task(spec, numbers, data)
+
+    def probe(params, key: jax.Array) -> dict[str, jax.Array]:
+        logits = task.apply(params, data.test_images, None)
+        right = training.is_right(logits, data.test_labels)
+        return {"test_loss": jnp.mean(task.loss(logits, data.test_labels)), "test_accuracy": jnp.mean(right)}
+
+    run = fit(
+        fit_key, task, training.make_update("sgd", numbers), epochs=epochs, batch_size=BATCH, probe=probe
+    )
+
+    def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        return total + jax.nn.softmax(task.apply(run.params, data.test_images, key)), None
+
+    total = jnp.zeros((len(data.test_labels), 10))
+    mean = jax.lax.scan(add, total, jax.random.split(drop_key, passes))[0] / passes
+    is_wrong = 1 - training.is_right(task.apply(run.params, data.test_images, None), data.test_labels)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(mean, mean), axis=1)
+    status = (run.first_bad_step > 0).astype(jnp.int8)
+    return {name: run.seen[name] for name in CURVES} | {
+        "entropy": entropy,
+        "is_wrong": is_wrong,
+        "status": status,
+    }
+
+
+def run(config: Config) -> Record:
+    """The layer at five rates; the network with and without dropout."""
+    dataset, notes = substitute.images_or_digits()
+    epochs = max(10, substitute.epochs_of(config.updates, dataset, BATCH))
+    space = jaxstab.grid(rates=RATES, dataset=dataset, epochs=epochs, passes=config.passes)
+    data = jaxstab.sweep(classifier, space, config.seeds)
+    dropped = jaxstab.sweep(layer, jaxstab.grid(p=[0.0, 0.2, 0.5, 0.8, 1.0]), config.layer_seeds).dropped
+    data["dropped"] = dropped.rename(seed="layer_seed")
+    one = data.sel(rates="chapter")
+    areas = [area_under_curve(*pair) for pair in zip(one.entropy.values, one.is_wrong.values, strict=True)]
+    data["separation"] = ("seed", np.array(areas))
+    if epochs != 10:
+        notes += (f"{epochs} epochs, not the chapter's 10.",)
+    return Record(data, notes)
+
+
+def area_under_curve(entropy: np.ndarray, is_wrong: np.ndarray) -> float:
+    """Chance that a wrong prediction is more uncertain than a right one; NaN where none is wrong."""
+    wrong, right = entropy[is_wrong == 1], entropy[is_wrong == 0]
+    if not len(wrong) or not len(right):
+        return float("nan")
+    return float(stats.mannwhitneyu(wrong, right).statistic) / (len(wrong) * len(right))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """The layer's mean against its rate; curves with and without dropout; entropies of right and of wrong."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3))
+    mean = data.dropped.mean(("row", "column"))
+    low, _, high = figures.quantiles(mean, dim="layer_seed")
+    center = mean.mean("layer_seed")
+    spread = (center - low, high - center)
+    left.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
+    left.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="printed draw")
+    figures.theory(left, [0, 1], [X.mean()] * 2, label="mean of X")
+    left.set(xlabel="dropout rate p", title="mean of the layer's output", ylim=(-1, 22))
+    for name, color in zip(RATES, ("C0", "C1"), strict=True):
+        one = data.sel(rates=name)
+        figures.band(
+            middle, one.train_loss, x="epoch", color=color, linestyle=":", label=f"train, dropout: {name}"
+        )
+        figures.band(middle, one.test_loss, x="epoch", color=color, label=f"test, dropout: {name}")
+    middle.set(xlabel="epoch", yscale="log", title="loss")
+    one = data.sel(rates="chapter")
+    for wrong, label in ((0, "right"), (1, "wrong")):
+        sample = one.entropy.values[one.is_wrong.values == wrong]
+        figures.histogram(right, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
+    right.set(
+        xlabel="entropy of the prediction [nat]",
+        yscale="log",
+        title=f"Monte Carlo dropout, {one.seed.size} seeds",
+    )
+    for panel in (left, middle, right):
+        panel.legend(fontsize=7.5)
+    return {"dropout": figure}
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The layer at 0, 0.5 and 1; what the book asserts; whether uncertainty tells wrong from right."""
+    data, found = record.data, []
+    dropped = data.dropped.rename(layer_seed="seed")
+    other = "a bound, and on other data" if record.notes else "a bound, not a value"
+
+    def claim(quantity: str, sample: xr.DataArray, published: float | None, **more) -> None:
+        one = scoreboard.make_claim(
+            "dropout", quantity, sample, published=published, source="chapter 4", **more
+        )
+        found.append(one)
+
+    for p, kept in ((0.0, X), (1.0, 0 * X)):
+        claim(
+            f"layer at p = {p:g}: largest error",
+            abs(dropped.sel(p=p) - kept).max(("row", "column")),
+            0.0,
+            theory=0.0,
+        )
+    half = dropped.sel(p=0.5)
+    off = np.minimum(abs(half), abs(half - 2 * X)).max(("row", "column"))
+    claim("layer at p = 0.5: largest distance from 0 or 2 x", off, 0.0, theory=0.0)
+    claim(
+        "layer at p = 0.5: mean of the output",
+        half.mean(("row", "column")),
+        float(PRINTED_HALF.mean()),
+        theory=7.5,
+    )
+    last = data.sel(rates="chapter").isel(epoch=-1)
+    claim("train loss of the last epoch (asserted: below)", last.train_loss, 0.5, incomparable=other)
+    claim("test accuracy of the last epoch (asserted: above)", last.test_accuracy, 0.7, incomparable=other)
+    one = data.sel(rates="chapter")
+    means = [one.entropy.where(one.is_wrong == wrong).mean("image") for wrong in (0, 1)]
+    claim("entropy of right predictions [nat]", means[0], None)
+    claim("entropy of wrong predictions [nat]", means[1], None)
+    claim("chance that a wrong prediction is more uncertain than a right one", data.separation, None)
+    return found

@@ -1,0 +1,147 @@
+"""Which networks train: learning rate against the scale of the initialization, over the line chi = 1?
+
+Beyond the sources. Mean-field theory (Schoenholz et al. 2017) says that a deep network trains where signals
+and gradients reach its depth: near the line chi = sigma_w^2 E[phi'^2] = 1, up to depths of about 6/|ln
+chi|. Plain SGD on scikit-learn's digits, 6 hidden layers of 32 units without biases at the start, every
+learning rate against every sigma_w, for tanh (critical at sigma_w = 1) and ReLU (at sqrt 2).
+
+Lanes that diverge are told from lanes that merely learn nothing: a run ends `nonfinite`, `diverged` (its
+loss is at least twice what it began with, and twice that of a guess which looks at no image), `untrained`
+(no better than either) or `ok`. The boundary of divergence is measured for each seed: the smallest rate
+that fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import claims as scoreboard
+from jaxstab.report import endings, figures
+from jaxstab.report.record import Record
+from jaxstab.theory import meanfield
+from jaxstab.trials.training import DIVERGED, NONFINITE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REACH = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """`points` learning rates and as many scales; one program for each activation."""
+
+    seeds: int = 16
+    points: int = 32
+    depth: int = 6
+    width: int = 32
+    epochs: int = 1
+    activations: tuple[str, ...] = ("tanh", "relu")
+
+
+SCALES = {
+    "smoke": Config(seeds=2, points=4, depth=3, activations=("relu",)),
+    "default": Config(),
+    "full": Config(seeds=64, points=64, depth=20, epochs=5),
+}
+
+
+def run(config: Config) -> Record:
+    """How every run ended; where divergence begins; theory's chi for every sigma_w."""
+    sigma_w = np.geomspace(0.5, 4, config.points)
+    data = jaxstab.sweep(
+        jaxstab.training,
+        jaxstab.grid(
+            activation=config.activations, learning_rate=np.geomspace(1e-3, 1e3, config.points), gain=sigma_w,
+            hidden={f"{config.depth}": (config.width,) * config.depth}, init="lecun_normal",
+            epochs=config.epochs, batch_size=32,
+        ),
+        config.seeds, keep=["train_accuracy", "first_bad_step"],
+    )  # fmt: skip
+    data["train_accuracy"] = data.train_accuracy.isel(epoch=-1, drop=True)
+    data = data.drop_vars("epoch").rename(gain="sigma_w").isel(hidden=0)
+    failed = (data.status == DIVERGED) | (data.status == NONFINITE)
+    data["boundary"] = data.learning_rate.where(failed).min("learning_rate").fillna(np.inf)
+    chi = [np.asarray(meanfield.fixed_point(name, sigma_w).chi) for name in config.activations]
+    data["chi"] = (("activation", "sigma_w"), np.array(chi))
+    critical = [jaxstab.critical_initialization(name)[0] for name in config.activations]
+    data["critical_sigma_w"] = ("activation", np.array(critical))
+    return Record(data)
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """Accuracy over (sigma_w, rate) with theory's line and the measured boundary; ends along the line chi = 1."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, panels = plt.subplots(
+        data.sizes["activation"],
+        2,
+        figsize=(9, 0.4 + 2.9 * data.sizes["activation"]),
+        width_ratios=(3, 2),
+        squeeze=False,
+    )
+    for (left, right), name in zip(panels, data.activation.values, strict=True):
+        one = data.sel(activation=name)
+        critical = float(one.critical_sigma_w)
+        accuracy = one.train_accuracy.fillna(0).median("seed").transpose("learning_rate", "sigma_w")
+        image = left.pcolormesh(one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest")
+        figure.colorbar(image, ax=left, label="training accuracy in the epoch")
+        draw_boundaries(left, one)
+        figures.theory(left, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="$\\sigma_w$",
+            ylabel="learning rate",
+            title=f"{name}, {one.hidden.values} layers",
+        )
+        left.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
+        left.minorticks_off()
+        left.grid(False)
+        left.legend(loc="upper right", labelcolor="white", fontsize=7.5)
+        near = one.sel(sigma_w=critical, method="nearest")
+        endings.draw_shares(right, near.status, "learning_rate")
+        right.set(xlabel="learning rate", title=f"ends at $\\sigma_w$ = {float(near.sigma_w):.2f}")
+    panels[0, 1].legend(loc="lower left", fontsize=7.5, frameon=True)
+    return {"trainability": figure}
+
+
+def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
+    """The smallest failing rate over seeds, and where chi lets a gradient reach the depth."""
+    figures.band(
+        panel, one.boundary, x="sigma_w", color=endings.COLORS["diverged"], label="smallest rate that fails"
+    )
+    reach = np.abs(np.log(one.chi.values)) * int(one.hidden)  # the depth in units of theory's 1/|ln chi|
+    inside = np.flatnonzero(reach < REACH)
+    ends = [i for i in (inside.min(), inside.max()) if 0 < i < len(reach) - 1] if inside.size else []
+    for number, i in enumerate(ends):
+        label = f"depth = {REACH} / |ln $\\chi$|" if number == 0 else None
+        panel.axvline(float(one.sigma_w[i]), color="white", linewidth=0.9, linestyle=":", label=label)
+
+
+def claims(record: Record) -> list[scoreboard.Claim]:
+    """The best training accuracy at chi = 1 and on both sides; where divergence begins."""
+    data, found = record.data, []
+
+    def claim(quantity: str, sample: xr.DataArray, **more) -> None:
+        one = scoreboard.make_claim("trainability", quantity, sample, published=None, source="beyond", **more)
+        found.append(one)
+
+    for name in data.activation.values:
+        best = data.train_accuracy.sel(activation=name).max("learning_rate")
+        critical = float(data.critical_sigma_w.sel(activation=name))
+        for factor, where in ((0.5, "half of"), (1.0, "at"), (2.0, "twice")):
+            one = best.sel(sigma_w=factor * critical, method="nearest")
+            claim(f"{name}, sigma_w {where} chi = 1: best training accuracy over the rates", one)
+        boundary = data.boundary.sel(activation=name).sel(sigma_w=critical, method="nearest")
+        claim(f"{name}, sigma_w at chi = 1: smallest learning rate that fails", boundary)
+        where = f"{name}: sigma_w of the best training accuracy (chi = 1 at {critical:.3g})"
+        claim(where, best.idxmax("sigma_w"))
+    return found
