@@ -101,11 +101,8 @@ def classifier(
     is_wrong = 1 - training.is_right(task.apply(run.params, data.test_images, None), data.test_labels)
     entropy = -jnp.sum(jax.scipy.special.xlogy(mean, mean), axis=1)
     status = (run.first_bad_step > 0).astype(jnp.int8)
-    return {name: run.seen[name] for name in CURVES} | {
-        "entropy": entropy,
-        "is_wrong": is_wrong,
-        "status": status,
-    }
+    uncertainty = run.hide({"entropy": entropy, "is_wrong": is_wrong})
+    return {name: run.seen[name] for name in CURVES} | uncertainty | {"status": status}
 
 
 def run(config: Config) -> Record:

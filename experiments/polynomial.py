@@ -83,7 +83,7 @@ def regression(
     return {
         "train_loss": run.seen["fitted_loss"],
         "test_loss": run.seen["test_loss"],
-        "weights": run.params[:, 0],
+        "weights": run.hide(run.params[:, 0]),
         "status": (run.first_bad_step > 0).astype(jnp.int8),
     }
 

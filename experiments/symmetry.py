@@ -123,7 +123,7 @@ def equal_units(
     }
     before, after = apply(params, x, None), apply(permuted, x, None)
     change = jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before))
-    return {name: run.seen[name] for name in SEEN} | {"change_by_permutation": change}
+    return {name: run.seen[name] for name in SEEN} | run.hide({"change_by_permutation": change})
 
 
 def run(config: Config) -> Record:

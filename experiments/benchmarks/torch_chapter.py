@@ -148,7 +148,7 @@ def train_classifier(seed: int, way: str, data: images.ImageData, epochs: int) -
             trainer.zero_grad()
             losses.mean().backward()
             trainer.step()
-            total += float(losses.sum())
+            total += float(losses.detach().sum())
             right += float((logits.argmax(axis=1) == y[batch]).sum())
     with torch.no_grad():
         test = float((net(x_test).argmax(axis=1) == y_test).float().mean())

@@ -58,7 +58,8 @@ class Update(Protocol):
 class Fit(NamedTuple):
     """What a run leaves.
 
-    params: after the last step, or as the first bad step found them. start: before the first step.
+    params: after the last step, or as the first bad step found them (`hide` what is made of those). start:
+        before the first step.
     start_loss: mean loss of the first batch, before any update.
     seen: [epoch, ...] of `train_loss` and the task's measures (running means over the epoch's batches, each
         taken before its update, as the chapter draws them), `gradient_norm` (mean over the epoch's steps, of
@@ -72,6 +73,10 @@ class Fit(NamedTuple):
     start_loss: Float[Array, ""]
     seen: dict[str, Array]
     first_bad_step: Int[Array, ""]
+
+    def hide(self, values: Any) -> Any:
+        """`values` of the final parameters (a pytree), with NaN for every float if the run was frozen."""
+        return _nan_where_bad(values, self.first_bad_step)
 
 
 class State(NamedTuple):
@@ -119,20 +124,20 @@ def fit(
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         return _step(task, update, state, batch, noise_key)
 
-    def epoch(state: State, number: Array) -> tuple[State, dict[str, Array]]:
+    def epoch(state: State, number: Array) -> tuple[State, tuple[Array, dict[str, Array]]]:
         batches = make_batches(jax.random.fold_in(order_key, number), n, batch_size)
         state, seen = jax.lax.scan(step, state, batches)
-        seen = _average(seen, batches.counts) | {"start_loss": seen["train_loss"][0]}
+        first_loss, seen = seen["train_loss"][0], _average(seen, batches.counts)
         observed = {} if probe is None else dict(probe(state.params, jax.random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
             raise UsageError(
                 f"probe: {sorted(set(observed) & set(seen))} are fit's own or the task's measures."
             )
-        return state, _nan_once_bad(seen | observed, state.first_bad_step)
+        return state, (first_loss, _nan_where_bad(seen | observed, state.first_bad_step))
 
-    state, seen = jax.lax.scan(epoch, State(start, update.init(start), zero, zero), jnp.arange(epochs))
-    start_loss = seen.pop("start_loss")[0]
-    return Fit(state.params, start, start_loss, seen, state.first_bad_step)
+    begin = State(start, update.init(start), zero, zero)
+    state, (first_losses, seen) = jax.lax.scan(epoch, begin, jnp.arange(epochs))
+    return Fit(state.params, start, first_losses[0], seen, state.first_bad_step)
 
 
 def shuffle(key: Array, n: int) -> Int[Array, " n"]:
@@ -212,16 +217,14 @@ def _average(seen: dict[str, Array], counts: Array | None) -> dict[str, Array]:
     }
 
 
-def _nan_once_bad(seen: dict[str, Array], first_bad_step: Array) -> dict[str, Array]:
+def _nan_where_bad(values: Any, first_bad_step: Array) -> Any:
     """NaN for every float of a frozen run: what it shows then looks like a result and is none."""
 
-    def hide(name: str, x: Any) -> Array:
+    def hide(x: Any) -> Array:
         x = jnp.asarray(x)
-        if name == "start_loss" or not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return jnp.where(first_bad_step == 0, x, jnp.nan)
+        return jnp.where(first_bad_step == 0, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return {name: hide(name, x) for name, x in seen.items()}
+    return jax.tree.map(hide, values)
 
 
 def _require(task: Task, epochs: int, batch_size: int) -> int:

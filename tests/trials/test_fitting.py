@@ -156,6 +156,9 @@ def test_a_run_that_diverges_is_frozen_where_it_was_last_finite(rate):
         assert finite[: bad - 2].all()
         assert np.isnan(np.asarray(fitted.seen[name])[bad - 1 :]).all()
     assert (fitted.seen["n"] == 7).all()
+    hidden = fitted.hide({"w": fitted.params["w"], "n": jnp.int32(7)})
+    assert jnp.isnan(hidden["w"]).all()
+    assert hidden["n"] == 7
 
 
 def test_a_lane_that_diverges_changes_no_bit_of_another():
