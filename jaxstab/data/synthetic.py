@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxstab import random
 from jaxstab.errors import UsageError
 from jaxstab.typing import Scalar
 
@@ -42,7 +43,7 @@ def polynomial(
     if len(weights) > degrees:
         raise UsageError(f"{len(weights)} weights are too many for a polynomial of {degrees} degrees.")
     x_key, noise_key = jax.random.split(key)
-    x = jax.random.normal(x_key, (n_train + n_test, 1), jnp.float32)
+    x = random.normal(x_key, (n_train + n_test, 1))
     inputs = power_features(x[:, 0], degrees)
     truth = jnp.zeros(degrees, jnp.float32).at[: len(weights)].set(jnp.asarray(weights, jnp.float32))
     return _noisy(noise_key, inputs, jnp.matmul(inputs, truth, precision="highest"), noise, n_train)
@@ -69,13 +70,13 @@ def linear(
     Section 4.5.2 of the source.
     """
     x_key, noise_key = jax.random.split(key)
-    inputs = jax.random.normal(x_key, (n_train + n_test, n_inputs), jnp.float32)
+    inputs = random.normal(x_key, (n_train + n_test, n_inputs))
     targets = _float32(bias) + _float32(weight) * inputs.sum(axis=1)
     return _noisy(noise_key, inputs, targets, noise, n_train)
 
 
 def _noisy(key: Array, inputs: Array, targets: Array, noise: Scalar, n_train: int) -> Regression:
-    targets = targets + _float32(noise) * jax.random.normal(key, targets.shape, jnp.float32)
+    targets = targets + _float32(noise) * random.normal(key, targets.shape)
     return Regression(inputs[:n_train], targets[:n_train], inputs[n_train:], targets[n_train:])
 
 

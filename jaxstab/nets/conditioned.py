@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab import random
 from jaxstab.nets.haar import haar_matrix, orthonormal_rows
+from jaxstab.theory.floats import power_of_two
 from jaxstab.typing import Scalar
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -40,7 +42,7 @@ def gaussian_layer(
     batch, n = h.shape
     std = jnp.asarray(std, jnp.float32)
     if batch >= n:
-        matrix = std * jax.random.normal(key, (n, units), jnp.float32)
+        matrix = std * random.normal(key, (n, units))
         return _matmul(h.astype(jnp.float32), matrix).astype(h.dtype)
     return _gaussian(units, jax.random.key_data(key), h, std)
 
@@ -62,19 +64,19 @@ def _gaussian(units: int, key_data: Array, h: Array, std: Array) -> Array:
 def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tuple[Array, tuple[Array, ...]]:
     frame, lower, exponent = _factor(h)
     z_key, rest_key = jax.random.split(jax.random.wrap_key_data(key_data))
-    z = jax.random.normal(z_key, (h.shape[0], units), jnp.float32)
+    z = random.normal(z_key, (h.shape[0], units))
     unscaled = _matmul(lower, z)
-    y = jnp.ldexp(std * unscaled, exponent).astype(h.dtype)
-    return y, (jax.random.key_data(rest_key), frame, z, jnp.ldexp(unscaled, exponent), std)
+    y = (std * unscaled * power_of_two(exponent)).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, z, unscaled * power_of_two(exponent), std)
 
 
 def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
     rest_key, frame, z, unscaled, std = saved
     scaled, exponent = _rescale_rows(d)
-    rest = jax.random.normal(jax.random.wrap_key_data(rest_key), frame.shape, jnp.float32)
+    rest = random.normal(jax.random.wrap_key_data(rest_key), frame.shape)
     rest = _matmul(_root_of_gram(scaled), rest)
     known = _matmul(_matmul(scaled, z.T) - _matmul(rest, frame.T), frame)
-    g = jnp.ldexp(std * (known + rest), exponent).astype(d.dtype)
+    g = (std * (known + rest) * power_of_two(exponent)).astype(d.dtype)
     return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
 
 
@@ -92,8 +94,8 @@ def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[
     u = haar_matrix(u_key, *h.shape)
     u = jnp.where(jnp.any(frame != 0, axis=1, keepdims=True), u, 0.0)  # no image where there is no direction
     unscaled = _matmul(lower, u)
-    y = jnp.ldexp(gain * unscaled, exponent).astype(h.dtype)
-    return y, (jax.random.key_data(rest_key), frame, u, jnp.ldexp(unscaled, exponent), gain)
+    y = (gain * unscaled * power_of_two(exponent)).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, u, unscaled * power_of_two(exponent), gain)
 
 
 def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
@@ -101,11 +103,11 @@ def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Arr
     scaled, exponent = _rescale_rows(d)
     known = _matmul(scaled, u.T)
     beyond = scaled - _matmul(known, u)
-    v = jax.random.normal(jax.random.wrap_key_data(rest_key), frame.shape, jnp.float32)
+    v = random.normal(jax.random.wrap_key_data(rest_key), frame.shape)
     for _ in range(2):
         v = v - _matmul(_matmul(v, frame.T), frame)
     rest = _matmul(_root_of_gram(beyond), orthonormal_rows(v))
-    g = jnp.ldexp(gain * (_matmul(known, frame) + rest), exponent).astype(d.dtype)
+    g = (gain * (_matmul(known, frame) + rest) * power_of_two(exponent)).astype(d.dtype)
     return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
 
 
@@ -120,11 +122,11 @@ def _factor(h: Float[Array, "batch n"]) -> tuple[Array, Array, Array]:
 
 
 def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], Int[Array, "batch 1"]]:
-    """(m, e) with x = m 2^e exactly, m in float32 with the largest magnitude of each row in [1/2, 1)."""
+    """(m, e) with x = m 2^e exactly, m in float32 with the largest magnitude of each row in [1/2, 4)."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
-    return jnp.ldexp(x, -exponent), exponent
+    exponent = jnp.where(jnp.isfinite(largest), jnp.clip(jnp.frexp(largest)[1], -126, 126), 0)
+    return x * power_of_two(-exponent), exponent
 
 
 def _root_of_gram(d: Float[Array, "batch m"]) -> Float[Array, "batch batch"]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.nets.haar import haar_matrix
 from jaxstab.typing import Scalar
@@ -75,12 +75,15 @@ _DENOMINATORS: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
 
 _DRAWS: Mapping[str, tuple[Callable[..., Array], float]] = MappingProxyType(
     {
-        "normal": (jax.random.normal, 1.0),
-        "uniform": (partial(jax.random.uniform, minval=-1.0, maxval=1.0), 1 / 3),
-        "truncated_normal": (partial(jax.random.truncated_normal, lower=-2.0, upper=2.0), TRUNCATED_STD**2),
+        "normal": (random.normal, 1.0),
+        "uniform": (lambda key, shape: 2 * random.uniform(key, shape) - 1, 1 / 3),
+        "truncated_normal": (
+            lambda key, shape: jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32),
+            TRUNCATED_STD**2,
+        ),
     }
 )
-"""distribution -> (draw(key, shape=, dtype=), variance of what it draws)."""
+"""distribution -> (draw(key, shape) in float32, variance of what it draws)."""
 
 
 def variance_scaling(
@@ -113,7 +116,7 @@ def variance_scaling(
         fans = (1.0, 1.0) if mode == "none" else compute_fans(dims, in_axis, out_axis, batch_axis)
         std = np.float32(math.sqrt(scale_var / drawn_var / _DENOMINATORS[mode](*fans)))
         # flat: the same bits as with all axes, and up to seven times faster to compile
-        flat = draw(key, shape=(math.prod(dims),), dtype=jnp.float32)
+        flat = draw(key, (math.prod(dims),))
         return (jnp.asarray(gain, jnp.float32) * std * flat).reshape(dims).astype(target)
 
     return init

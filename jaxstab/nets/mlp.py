@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxstab import random
 from jaxstab.errors import UsageError
 from jaxstab.nets import initializers
 from jaxstab.nets.initializers import Initializer
@@ -28,7 +29,7 @@ def dropout(key: Array, x: Float[Array, ...], rate: Scalar) -> Float[Array, ...]
     if isinstance(rate, (float, int)) and not 0 <= rate <= 1:
         raise UsageError(f"a dropout rate is a probability, got {rate!r}.")
     rate = jnp.asarray(rate, jnp.float32)
-    kept = jax.random.uniform(key, x.shape, jnp.float32) >= rate  # draws lie in [0, 1)
+    kept = random.uniform(key, x.shape) >= rate  # draws lie in [0, 1)
     # nothing is kept at rate 1; dividing by 0 there would put a NaN into the gradient of what is not chosen
     share = jnp.where(rate < 1, 1 - rate, 1).astype(x.dtype)
     return jnp.where(kept, x / share, 0)

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.nets import conditioned, initializers
 from jaxstab.theory import activations
+from jaxstab.theory.floats import power_of_two
 from jaxstab.typing import Activation, Scalar
 
 KINDS = ("plain", "residual", "normalized", "recurrent", "lstm")
@@ -114,7 +116,7 @@ class Stack:
     def _draw_bias(self, key: jax.Array, numbers: Numbers) -> Float[Array, " units"]:
         units = self.blocks * self.width
         normal_key, own_key = jax.random.split(key)
-        bias = jnp.float32(numbers.sigma_b) * jax.random.normal(normal_key, (units,), jnp.float32)
+        bias = jnp.float32(numbers.sigma_b) * random.normal(normal_key, (units,))
         own = initializers.bias_initializer(self.init, self.width)
         if own is not None:
             bias += own(own_key, (units,), jnp.float32)
@@ -136,7 +138,7 @@ class Stack:
         """
         dtype = state.h.dtype
         linear = self._linear(parameters, state.h, numbers)
-        bias = jnp.ldexp(parameters["bias"], -jnp.asarray(exponent))
+        bias = parameters["bias"] * power_of_two(-jnp.asarray(exponent))
         z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)
         return _KINDS[self.kind](activations.resolve(self.activation), z, state, numbers)
 

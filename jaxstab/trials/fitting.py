@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
 
 ORDERS = ("per_seed", "shared")
@@ -146,7 +147,7 @@ def shuffle(key: Array, n: int) -> Int[Array, " n"]:
         return jax.random.permutation(key, n)
     # random high bits, the number itself in the low ones: to sort these is to shuffle those
     low_bits = (1 << (n - 1).bit_length()) - 1
-    high = jax.random.bits(key, (n,), jnp.uint32) & jnp.uint32(0xFFFFFFFF - low_bits)
+    high = random.bits(key, (n,)) & jnp.uint32(0xFFFFFFFF - low_bits)
     return (jnp.sort(high | jnp.arange(n, dtype=jnp.uint32)) & low_bits).astype(jnp.int32)
 
 

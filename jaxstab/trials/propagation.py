@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.nets import stacks
 from jaxstab.theory import activations
+from jaxstab.theory.floats import power_of_two
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial
 from jaxstab.trials.prediction import predict
@@ -93,7 +95,8 @@ class Stream(NamedTuple):
         """The same signal, its largest magnitude brought to [1/2, 1)."""
         exponent = jnp.maximum(signals.exponent_of(self.state.h), signals.exponent_of(self.state.c)) \
             if self.state.c.size else signals.exponent_of(self.state.h)  # fmt: skip
-        state = jax.tree.map(lambda x: jnp.ldexp(x, -exponent), self.state)
+        scale = power_of_two(-exponent)
+        state = jax.tree.map(lambda x: x * scale, self.state)
         return Stream(state, self.exponent + exponent)
 
 
@@ -134,7 +137,7 @@ class Walk:
     def forward(self) -> tuple[Layer, dict[str, Array]]:
         """All layers (stacked on axis 0) and what was seen of each."""
         shape = (self.spec.batch, self.spec.width)
-        start = self.stack.start(jax.random.normal(self.input_key, shape, jnp.float32))
+        start = self.stack.start(random.normal(self.input_key, shape))
 
         def body(streams: dict[str, Stream], index: Array) -> tuple[Any, Any]:
             key = jax.random.fold_in(self.layers_key, index)
@@ -170,7 +173,7 @@ class Walk:
     def backward(self, layers: Layer) -> dict[str, Array]:
         """The gradient of a random linear read-out, from the last layer to the first."""
         shape = (self.spec.batch, self.spec.width)
-        cotangent = jax.random.normal(self.readout_key, shape, jnp.float32)
+        cotangent = random.normal(self.readout_key, shape)
         start = stacks.State(cotangent, jnp.zeros_like(self.stack.start(cotangent).c))
 
         def body(gradients: dict[str, Stream], layer: Layer) -> tuple[Any, Any]:
