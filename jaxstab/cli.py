@@ -151,7 +151,7 @@ class Train:
     order: Values = ()
     """Data order per_seed or shared (per_seed)."""
     precision: Values = ()
-    """Of matrix products: default, high, highest (highest)."""
+    """Of matrix products: bfloat16 (sums in float32), default, high, highest (highest)."""
     learning_rate: Values = ()
     """Step size (0.1)."""
     weight_decay: Values = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,12 +36,39 @@ def dropout(key: Array, x: Float[Array, ...], rate: Scalar) -> Float[Array, ...]
     return jnp.where(kept, x / share, 0)
 
 
+@jax.custom_vjp
+def bfloat16_product(x: Float[Array, "batch n"], w: Float[Array, "n m"]) -> Float[Array, "batch m"]:
+    """x w of operands rounded to bfloat16, summed in float32; the two products of its gradient likewise.
+
+    (JAX's own derivative of such a product multiplies a float32 cotangent with the bfloat16 operand.)
+    """
+    return jnp.matmul(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _product_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return bfloat16_product(x, w), (x, w)
+
+
+def _product_backward(saved: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    x, w = saved
+    return bfloat16_product(d, w.T), bfloat16_product(x.T, d)
+
+
+bfloat16_product.defvjp(_product_forward, _product_backward)
+
+
+def _bfloat16_dot_general(x: Array, w: Array, dimension_numbers: Any, **_: Any) -> Array:
+    """What nn.Dense asks for: the last axis of x [batch, n] with the first of w [n, m]."""
+    return bfloat16_product(x, w)
+
+
 class Mlp(nn.Module):
     """Dense layers of `hidden` units with `activation`, then `classes` logits; float32 parameters.
 
     `kernel_init` draws each matrix [fan_in, units] and may hold a traced gain. `bias_init(fan_in)` is the
-    initializer of a layer's biases, None for zeros. The model is a pure function: `init(key, x)` gives its
-    variables, `apply(variables, x)` the logits.
+    initializer of a layer's biases, None for zeros. `precision` is that of the products, as in JAX, or
+    "bfloat16": operands rounded to it, sums in float32, forward and backward. The model is a pure function:
+    `init(key, x)` gives its variables, `apply(variables, x)` the logits.
     """
 
     hidden: tuple[int, ...]
@@ -70,7 +98,14 @@ class Mlp(nn.Module):
 
     def _dense(self, x: Float[Array, "batch inputs"], units: int) -> Float[Array, "batch units"]:
         bias_init = self.bias_init(x.shape[-1]) or nn.initializers.zeros_init()
-        dense = nn.Dense(units, precision=self.precision, kernel_init=self.kernel_init, bias_init=bias_init)
+        in_bfloat16 = self.precision == "bfloat16"
+        dense = nn.Dense(
+            units,
+            precision=None if in_bfloat16 else self.precision,
+            dot_general=_bfloat16_dot_general if in_bfloat16 else None,
+            kernel_init=self.kernel_init,
+            bias_init=bias_init,
+        )
         return dense(x)
 
     def _droppers(self, rates: Scalar | Sequence[Scalar] | None, key: Array | None) -> list[Callable]:

@@ -24,7 +24,8 @@ from jaxstab.typing import Activation
 OPTIMIZERS = ("sgd", "sgdw", "adam", "adamw")
 """Plain and Adam; decay added to the gradient (PyTorch's `SGD`, `Adam`), or to the step (`w`, as `AdamW`)."""
 
-PRECISIONS = ("default", "high", "highest")
+PRECISIONS = ("bfloat16", "default", "high", "highest")
+"""Of products: JAX's own three, and operands rounded to bfloat16 with sums in float32."""
 FLAGS = ("ok", "nonfinite", "diverged", "untrained")
 OK, NONFINITE, DIVERGED, UNTRAINED = range(4)
 

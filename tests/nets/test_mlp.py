@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxstab.errors import UsageError
-from jaxstab.nets.mlp import Mlp, dropout, make_mlp
+from jaxstab.nets.mlp import Mlp, bfloat16_product, dropout, make_mlp
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (6, 12))
@@ -34,6 +34,35 @@ def test_it_is_its_formula():
     assert [kernel.shape for kernel in kernels] == [(12, 5), (5, 7), (7, 3)]
     hidden = np.tanh(np.tanh(np.asarray(X, np.float64) @ kernels[0]) @ kernels[1])
     np.testing.assert_allclose(model.apply(variables, X), hidden @ kernels[2], rtol=1e-5, atol=1e-6)
+
+
+def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward():
+    rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)  # noqa: E731
+    w, d = jax.random.normal(KEY, (12, 5)), jax.random.normal(jax.random.key(2), (6, 5))
+    y, back = jax.vjp(bfloat16_product, X, w)
+    of_x, of_w = back(d)
+    assert {leaf.dtype for leaf in (y, of_x, of_w)} == {jnp.dtype("float32")}
+    pairs = [
+        (y, rounded(X) @ rounded(w)),
+        (of_x, rounded(d) @ rounded(w).T),
+        (of_w, rounded(X).T @ rounded(d)),
+    ]
+    for found, wanted in pairs:
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(AssertionError):  # without the rounding it would be another number
+        np.testing.assert_allclose(
+            y, np.asarray(X, np.float64) @ np.asarray(w, np.float64), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_the_classifier_multiplies_in_bfloat16_if_asked_to():
+    exact, rough = make_mlp((5,), 3), make_mlp((5,), 3, precision="bfloat16")
+    variables = exact.init(KEY, X)
+    text = jax.jit(jax.grad(lambda v: rough.apply(v, X).sum())).lower(variables).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("xbf16>, tensor" in line and "xf32>" in line for line in products)
+    np.testing.assert_allclose(rough.apply(variables, X), exact.apply(variables, X), rtol=0.1, atol=0.05)
 
 
 def test_the_biases_count_and_start_at_zero():

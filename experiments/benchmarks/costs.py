@@ -1,0 +1,145 @@
+"""What jaxstab itself costs: the engine, a second grid, a second core, the command's first word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import jaxstab
+from experiments import polynomial as polynomials
+from experiments import weight_decay as decays
+from experiments.benchmarks.race import Contest, Contestant
+from experiments.benchmarks.setting import Setting
+from experiments.benchmarks.subject import regression
+from jaxstab.engine import plan
+from jaxstab.engine.job import Job
+
+SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
+
+
+def engine(setting: Setting) -> Iterator[Contest]:
+    """A bare jitted call of the same tiles, the engine, the engine with a store (two chunks)."""
+    job = Job(regression, SPACE, 3, None, None, None)
+    lanes = 2 * job.outlines[0].tile * job.outlines[0].tiles_per_chunk
+    seeds = lanes // len(SPACE)
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = iter(range(10**6))
+        run = partial(jaxstab.sweep, regression, SPACE, seeds, progress=False)
+        contestants = {
+            "bare jitted call": Contestant(make_bare(job, seeds), lanes),
+            "engine": Contestant(run, lanes, is_ours=True),
+            "engine and store": Contestant(
+                lambda: run(store=Path(scratch) / str(next(stores))), lanes, is_ours=True
+            ),
+        }
+        targets = {"engine": (0.95, ""), "engine and store": (0.98, "engine")}
+        yield Contest("engine, training of 2,000 steps", "lane", contestants, targets)
+
+
+def make_bare(job: Job, seeds: int) -> Callable[[], np.ndarray]:
+    """The same lanes as a plain JAX programmer would write them: one call, tiles in a loop on each device."""
+    group, tile = job.groups[0], job.outlines[0].tile
+    lanes = np.arange(seeds * len(SPACE))
+    count = len(job.devices)
+    mesh = Mesh(np.array(job.devices), ("device",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("device")
+    lane = plan.kept_lane(job.family, group.spec, ("loss",))
+
+    def shard(seeds: Any, rates: Any) -> Any:
+        return jax.lax.map(
+            lambda x: jax.vmap(lambda s, r: lane(s, type(group.hparams)(r)))(*x), (seeds, rates)
+        )
+
+    def shaped(x: np.ndarray) -> jax.Array:
+        return jax.device_put(jnp.asarray(x.reshape(-1, tile)), NamedSharding(mesh, split))
+
+    arguments = shaped((lanes // len(SPACE)).astype(np.uint32)), shaped(group.hparams[0][lanes % len(SPACE)])
+    run = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    assert len(lanes) % (tile * count) == 0, "lanes must fill the tiles of all devices"
+    return lambda: np.asarray(run(*arguments)["loss"])
+
+
+def cores(setting: Setting) -> Iterator[Contest]:
+    """All CPU devices against one, as users get them without setting anything."""
+    if jax.local_device_count() == 1:
+        return
+    families: dict[str, tuple[Callable[..., Any], int, float]] = {
+        "propagation, explicit": (partial(jaxstab.propagate, keep=["forward_rms"]), 64, 1.7),
+        "propagation, conditioned": (
+            partial(jaxstab.propagate, sampler="conditioned", keep=["forward_rms"]), 512, 1.7,
+        ),
+        "polynomial": (
+            lambda seeds, **more: jaxstab.sweep(
+                polynomials.regression, jaxstab.grid(powers=4, epochs=400), seeds, keep=["weights"], **more
+            ), 1024, 1.7,
+        ),
+        "weight decay": (
+            lambda seeds, **more: jaxstab.sweep(
+                decays.regression, jaxstab.grid(way="scratch", decay=3), seeds, keep=["w_norm"], **more
+            ), 1024, 1.7,
+        ),
+        "classifier": (
+            partial(jaxstab.train, dataset=setting.dataset, epochs=1, batch_size=256, keep=["train_loss"]), 16, 1.3,
+        ),
+    }  # fmt: skip
+    for name, (run, seeds, target) in families.items():
+        lanes = max(int(seeds * setting.scale), 16)
+        contestants = {
+            "one device": Contestant(partial(run, seeds=lanes, devices=1, progress=False), lanes),
+            "all devices": Contestant(partial(run, seeds=lanes, progress=False), lanes, is_ours=True),
+        }
+        title = f"{jax.local_device_count()} CPU devices: {name}"
+        yield Contest(title, "lane", contestants, {"all devices": (target, "")})
+
+
+def compilation(setting: Setting) -> Iterator[Contest]:
+    """A grid of gains, then another of the same structures: what is compiled is counted, and the time told."""
+    counts: list[float] = []
+    compiled = "/jax/core/compile/backend_compile_duration"
+
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        if event == compiled:
+            counts.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    run = partial(
+        jaxstab.propagate, seeds=32, activation=["tanh", "relu", "gelu"], depth=11, width=24, batch=4,
+        keep=["forward_rms"], progress=False,
+    )  # fmt: skip
+    run(gain=np.linspace(0.5, 2.5, 16))
+    first = len(counts)
+    counts.clear()
+    again = Contestant(lambda: run(gain=np.linspace(0.1, 1.9, 16)), 3 * 16 * 32, is_ours=True)
+    again.run()
+    name = f"a second grid of gains: {len(counts)} compilations (the first: {first}, one a structure)"
+    yield Contest(name, "lane", {"jaxstab": again})
+
+
+def startup(setting: Setting) -> Iterator[Contest]:
+    """Processes from nothing: `import jaxstab` beside `import jax`, and `jaxstab --help` beside bare Python."""
+
+    def started(*words: str) -> Callable[[], Any]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+        return lambda: subprocess.run(
+            [sys.executable, *words], check=True, env=environment, capture_output=True
+        )
+
+    yield Contest("import jaxstab and jax", "process", {
+        "import jax": Contestant(started("-c", "import jax"), 1),
+        "import jaxstab, jax": Contestant(started("-c", "import jaxstab, jax"), 1, is_ours=True),
+    })  # fmt: skip
+    yield Contest("jaxstab --help", "process", {
+        "python -c pass": Contestant(started("-c", "pass"), 1),
+        "jaxstab --help": Contestant(started("-m", "jaxstab.cli", "--help"), 1, is_ours=True),
+    })  # fmt: skip

@@ -1,0 +1,125 @@
+"""The chapter's trainings against their peers: many seeds of small regressions, a few of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import jaxstab
+from experiments import polynomial as polynomials
+from experiments import weight_decay as decays
+from experiments.benchmarks import fit_peers, torch_chapter
+from experiments.benchmarks.race import Contest, Contestant, same_law
+from experiments.benchmarks.setting import Setting, absent_torch, best_threads
+from jaxstab.data import images
+
+POWERS, EPOCHS = 4, 400
+DECAY = 3
+
+
+def polynomial(setting: Setting) -> Iterator[Contest]:
+    """4,096 seeds of degree 3: 400 epochs of 10 steps, a fresh order for each."""
+    seeds = max(int(setting.scale * 4096), 64)
+
+    def ours() -> np.ndarray:
+        space = jaxstab.grid(powers=POWERS, epochs=EPOCHS)
+        found = jaxstab.sweep(polynomials.regression, space, seeds, keep=["weights"], progress=False)
+        return found.weights.values
+
+    work: dict[str, tuple[Any, int]] = {}
+    if setting.torch is not None:
+        setting.torch.set_num_threads(1)
+        torch_loop = lambda n: np.array(  # noqa: E731
+            [[*torch_chapter.fit_polynomial(seed, POWERS, EPOCHS).values()] for seed in range(n)]
+        )
+        ensemble = partial(fit_peers.polynomial_by_torch_func, setting.torch, setting.device, POWERS, EPOCHS)
+        work = {"torch loop": (torch_loop, 2), "torch.func": (ensemble, min(seeds, 1024))}
+    work["numpy loop"] = partial(fit_peers.polynomial_by_numpy, POWERS, EPOCHS), 8
+    work["optax loop"] = fit_peers.polynomial_by_optax(POWERS, EPOCHS), 16
+    contestants = {"jaxstab": Contestant(ours, seeds, is_ours=True)}
+    contestants |= {name: Contestant(partial(run, n), n) for name, (run, n) in work.items()}
+    agree = same_law(ours()[:, 1], work["numpy loop"][0](64)[:, 1])
+    yield Contest(
+        f"polynomial, {seeds} seeds of 400 epochs", "seed", contestants,
+        {"jaxstab": (2500, "torch loop")}, {"jaxstab": agree}, absent_torch(setting),
+    )  # fmt: skip
+
+
+def weight_decay(setting: Setting) -> Iterator[Contest]:
+    """4,096 seeds of 100 epochs from scratch, lambda = 3; 24,220 random numbers a seed."""
+    seeds = max(int(setting.scale * 4096), 64)
+
+    def ours() -> np.ndarray:
+        space = jaxstab.grid(way="scratch", decay=DECAY)
+        found = jaxstab.sweep(decays.regression, space, seeds, keep=["w_norm"], progress=False)
+        return found.w_norm.values[:, -1]
+
+    work: dict[str, tuple[Any, int]] = {}
+    if setting.torch is not None:
+        setting.torch.set_num_threads(1)
+        torch_loop = lambda n: np.array(  # noqa: E731
+            [[*torch_chapter.decay_from_scratch(seed, DECAY).values()] for seed in range(n)]
+        )
+        ensemble = partial(fit_peers.decay_by_torch_func, setting.torch, setting.device, DECAY)
+        work = {"torch loop": (torch_loop, 8), "torch.func": (ensemble, min(seeds, 1024))}
+    work["numpy loop"] = partial(fit_peers.decay_by_numpy, DECAY), 16
+    contestants = {"jaxstab": Contestant(ours, seeds, is_ours=True, normals=24_320)}
+    contestants |= {name: Contestant(partial(run, n), n, normals=24_320) for name, (run, n) in work.items()}
+    agree = same_law(ours(), work["numpy loop"][0](128))
+    yield Contest(
+        f"weight decay, {seeds} seeds of 100 epochs", "seed", contestants,
+        {"jaxstab": (300, "torch loop")}, {"jaxstab": agree}, absent_torch(setting),
+    )  # fmt: skip
+
+
+def mlp(setting: Setting) -> Iterator[Contest]:
+    """784-256-10, 16 seeds: one data order for all, one for each, products of bfloat16."""
+    data = images.load(setting.dataset)
+    epochs, seeds, batch = max(int(4 * setting.scale), 1), 16, 256
+    inputs = data.train_images.shape[1]
+    flops = 6.0 * epochs * len(data.train_images) * (inputs * 256 + 256 * 10)
+
+    def ours(order: str, precision: str, outputs: tuple[str, ...] = ("train_loss",)) -> Any:
+        found = jaxstab.train(
+            seeds=seeds, dataset=setting.dataset, hidden={"256": (256,)}, init="normal", gain=0.01,
+            learning_rate=0.1, epochs=epochs, batch_size=batch, order=order, precision=precision,
+            keep=list(outputs), progress=False,
+        )  # fmt: skip
+        return np.array([found[name].values[..., -1].ravel() for name in outputs])
+
+    ways = {
+        "shared order": ("shared", "highest"), "order per seed": ("per_seed", "highest"),
+        "bfloat16, shared order": ("shared", "bfloat16"),
+    }  # fmt: skip
+    contestants = {
+        name: Contestant(partial(ours, *way), seeds, is_ours=True, **{_kind(way[1]): flops})
+        for name, way in ways.items()
+    }
+    if setting.torch is not None:
+        loop = lambda n: [torch_chapter.train_classifier(seed, "concise", data, epochs) for seed in range(n)]  # noqa: E731
+        best_threads(setting, partial(loop, 1))
+        contestants["torch loop"] = Contestant(partial(loop, 2), 2, float32=flops)
+        ensemble = partial(
+            fit_peers.classifier_by_torch_func, setting.torch, setting.device, data, epochs, batch
+        )
+        contestants["torch.func"] = Contestant(partial(ensemble, seeds), seeds, float32=flops)
+    optax_loop = fit_peers.classifier_by_optax(data, epochs, batch)
+    contestants["optax loop"] = Contestant(partial(optax_loop, 2), 2, float32=flops)
+    peer = optax_loop(24)
+    accuracy = {name: ours(*way, ("train_loss", "test_accuracy")) for name, way in ways.items()}
+    agree = {f"{name}: loss": same_law(found[0], peer) for name, found in accuracy.items()}
+    exact = accuracy["order per seed"][1]
+    agree |= {f"{name}: test accuracy": same_law(found[1], exact) for name, found in accuracy.items()}
+    against = "torch loop" if setting.torch is not None else ""
+    yield Contest(
+        f"classifier {inputs}-256-10 on {setting.dataset}, {seeds} seeds of {epochs} epochs", "seed",
+        contestants, dict(zip(ways, ((1.3, against), (1.0, against), (2.0, against)), strict=True)),
+        agree, absent_torch(setting),
+    )  # fmt: skip
+
+
+def _kind(precision: str) -> str:
+    return "bfloat16" if precision == "bfloat16" else "float32"
