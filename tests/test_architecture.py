@@ -18,7 +18,7 @@ FLOORS = {
     "diagnosis": 5, "report": 5, "cli": 6,
 }  # fmt: skip
 APART = [("nets", "data"), ("diagnosis", "report")]
-MAY_TOUCH_FILES = ("engine/store.py", "engine/identity.py", "data/", "report/", "cli.py", "__init__.py")
+MAY_TOUCH_FILES = ("engine/store.py", "engine/identity.py", "data/", "report/", "cli/", "__init__.py")
 PUBLIC = {
     "gain", "initializers", "critical_initialization", "grid", "zipped", "sample", "sweep", "propagate", "predict",
     "propagation", "family", "Family",

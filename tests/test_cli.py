@@ -13,6 +13,7 @@ import pytest
 
 import jaxstab
 from jaxstab import cli
+from jaxstab.cli import commands
 
 SMALL = ["--depth", "6", "--width", "16", "--batch", "4", "--seeds", "3"]
 ENGINE_TESTS = Path(__file__).parent / "engine"
@@ -27,7 +28,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 
 
 def test_options_are_the_familys_parameters():
-    names = {f.name for f in dataclasses.fields(cli.Axes)}
+    names = {f.name for f in dataclasses.fields(commands.Axes)}
     assert names == set(jaxstab.propagation.parameters)
 
 
@@ -98,7 +99,7 @@ def test_train_shows_how_each_configuration_ended(capsys, tmp_path):
 
 def test_the_options_of_train_are_its_familys_parameters():
     own = {"seeds", "fashion_mnist", "plot", "json"}
-    assert {f.name for f in dataclasses.fields(cli.Train)} - own == set(jaxstab.training.parameters)
+    assert {f.name for f in dataclasses.fields(commands.Train)} - own == set(jaxstab.training.parameters)
 
 
 def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):

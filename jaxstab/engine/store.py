@@ -57,9 +57,8 @@ class Store:
                 for other in sorted(self.path.glob("lock-*-of-*")):  # and every run of another N
                     if other.name.rsplit("-", 1)[1] != str(processes):
                         self._lock(held, other.name, fcntl.LOCK_SH)
-            for left in self.path.glob(
-                ".[0-9]*-*"
-            ):  # what a kill left behind, by this process or an earlier run's
+            # what a kill left behind, by this process or an earlier run's
+            for left in self.path.glob(".[0-9]*-*"):
                 number = left.name[1:].partition("-")[0]
                 if processes == 1 or (number.isdigit() and int(number) % processes == process):
                     left.unlink(missing_ok=True)
@@ -83,9 +82,8 @@ class Store:
         More seeds after the old ones are the same sweep grown: its manifest is replaced.
         """
         wanted = seal(manifest)
-        orphans = bool(
-            self.chunks()
-        )  # looked for first: another process may be writing the manifest and a chunk
+        # looked for first: another process may be writing the manifest and then a chunk
+        orphans = bool(self.chunks())
         if not (self.path / MANIFEST).exists():
             if orphans:
                 raise StoreError(

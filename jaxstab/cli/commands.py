@@ -1,14 +1,8 @@
-"""The `jaxstab` command: gains, propagation beside its theory, sweeps that resume.
-
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 lanes diverged (where --fail-on-divergence asks), 75 interrupted and
-resumable. JAX is loaded after the words have been understood, so that `--help` answers at once.
-"""
+"""What the `jaxstab` command can do: a class each, its fields the options, its `run` returning the exit code."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import json
 import os
 import sys
@@ -17,7 +11,8 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
-from jaxstab.errors import Interrupted, UsageError, require_choice
+from jaxstab.cli.words import load_family, parse_grid, parse_values
+from jaxstab.errors import UsageError
 
 Values: TypeAlias = Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE [VALUE ...]")]
 
@@ -315,112 +310,8 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Understand the words, run, and exit."""
-    words = sys.argv[1:] if arguments is None else arguments
-    try:
-        sys.exit(_run(words))
-    except UsageError as error:
-        print(f"jaxstab: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as interruption:
-        print(f"jaxstab: {interruption}", file=sys.stderr)
-        raise
-    except BrokenPipeError:  # `jaxstab ... | head`
-        sys.stderr.close()
-        sys.exit(0)
-
-
-def _run(words: list[str]) -> int:
-    if not words or words[0].startswith("-"):
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="jaxstab", description=_first_line(), args=words or ["--help"]
-        )
-        return 0
-    command_type = COMMANDS[require_choice(words[0], COMMANDS, "command")]
-    command, unknown = tyro.cli(
-        command_type, args=words[1:], prog=f"jaxstab {words[0]}", return_unknown_args=True
-    )
-    if unknown:
-        known = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(command)]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{words[0]}: unknown option {unknown[0]}.{hint} Choices: {', '.join(known)}.")
-    return command.run()
-
-
-def _first_line() -> str:
-    return (__doc__ or "").splitlines()[0]
-
-
-def parse_values(words: tuple[str, ...]) -> Any:
-    """One value, or the list that several words (or linspace(...), geomspace(...)) stand for."""
-    if any("+" in w.strip("+").replace("e+", "") for w in words):
-        return {w: tuple(_parse_value(part) for part in w.split("+")) for w in words}
-    if len(words) > 1:
-        return [_parse_value(w) for w in words]
-    word = " ".join(words)
-    name, _, rest = word.partition("(")
-    if rest.endswith(")") and name in ("linspace", "geomspace"):
-        import numpy as np
-
-        try:
-            first, last, count = (float(x) for x in rest[:-1].split(","))
-            return getattr(np, name)(first, last, int(count))
-        except ValueError as error:
-            raise UsageError(f"{word!r}: {name}(first, last, count) is wanted ({error}).") from None
-    return _parse_value(word)
-
-
-def _parse_value(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(word.lower(), word)
-
-
-def parse_grid(words: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE,VALUE words as the axes of a grid."""
-    axes: dict[str, Any] = {}
-    for word in words:
-        name, equals, values = word.partition("=")
-        if not equals or not name or not values:
-            raise UsageError(f"--grid {word!r}: NAME=VALUE or NAME=VALUE,VALUE is wanted.")
-        if name in axes:
-            raise UsageError(f"--grid: axis {name!r} is given twice.")
-        axes[name] = parse_values((values,) if "(" in values else tuple(values.split(",")))
-    return axes
-
-
-def load_family(name: str) -> Any:
-    """A family of jaxstab's by name, or a user's by module:family."""
-    from jaxstab.trials.family import Family
-
-    built_in = {name: f"jaxstab.trials.{name}" for name in ("propagation", "training")}
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        require_choice(name, [*built_in, "module:family"], "family")
-        module, attribute = built_in[name], name
-    sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UsageError(f"family {name!r}: module {module!r} cannot be imported ({error}).") from None
-    except AttributeError:
-        raise UsageError(f"family {name!r}: module {module!r} has no {attribute!r}.") from None
-    if not isinstance(found, Family):
-        raise UsageError(f"family {name!r} is no Family: decorate it with @jaxstab.family.")
-    return found
-
-
 def _or_none(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except UsageError:
         return None
-
-
-if __name__ == "__main__":
-    main()
