@@ -136,15 +136,26 @@ class Stack:
 
         the cotangent of `shift` is that of the linear part, from which the weights' gradient follows.
         """
-        dtype = state.h.dtype
-        linear = self._linear(parameters, state.h, numbers)
+        z = self.preactivations(parameters, self.linear(parameters, state.h, numbers), exponent)
+        return self.activate(z + jnp.asarray(shift, z.dtype), state, numbers)
+
+    def preactivations(
+        self,
+        parameters: dict[str, Array],
+        linear: Float[Array, "batch units"],
+        exponent: Int[Array, ""] | int = 0,
+    ) -> Float[Array, "batch units"]:
+        """The layer's linear part and its bias, in units of 2^exponent."""
         bias = parameters["bias"] * power_of_two(-jnp.asarray(exponent))
-        z = linear + bias.astype(dtype) + jnp.asarray(shift, dtype)
+        return linear + bias.astype(linear.dtype)
+
+    def activate(
+        self, z: Float[Array, "batch units"], state: State, numbers: Numbers
+    ) -> tuple[State, Float[Array, "batch preactivations"]]:
+        """(next state, what the nonlinearity was applied to) of preactivations z."""
         return _KINDS[self.kind](activations.resolve(self.activation), z, state, numbers)
 
-    def _linear(
-        self, parameters: dict[str, Array], h: Float[Array, "batch width"], numbers: Numbers
-    ) -> Array:
+    def linear(self, parameters: dict[str, Array], h: Float[Array, "batch width"], numbers: Numbers) -> Array:
         """The layer's linear part, in h's dtype."""
         if self.sampler == "dense":
             kernel = parameters["kernel"].astype(h.dtype)

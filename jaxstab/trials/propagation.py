@@ -9,8 +9,8 @@ the logarithms. Layers count from 1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ from jaxstab.typing import Activation
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("default", "high", "highest")
-STORED_WEIGHTS_BYTES = 64 * 2**20
-"""A lane's matrices are kept for the backward pass up to this size, and drawn again beyond it."""
+STORED_DRAWS_BYTES = 64 * 2**20
+"""A lane's draws are kept for the backward pass up to this size, and drawn again beyond it."""
 
 FLAGS = ("ok", "nonfinite", "vanished")
 VANISHED = 2
@@ -63,10 +63,10 @@ class Spec:
         return stacks.Stack(self.width, self.activation, self.init, self.kind, self.sampler, self.precision)
 
     @property
-    def weights_bytes(self) -> int:
-        """Bytes of one lane's matrices in float32; none where layers are drawn in law."""
+    def draws_bytes(self) -> int:
+        """Bytes of one lane's matrices in float32, or of what stands for them where layers are drawn in law."""
         if self.sampler == "conditioned":
-            return 0
+            return 4 * self.depth * 2 * self.batch * self.width  # the inputs' frame and as many normals
         layers = self.depth if self.kind in stacks.USED_ONCE else 1
         return 4 * layers * self.stack.blocks * self.width**2
 
@@ -100,12 +100,17 @@ class Stream(NamedTuple):
         return Stream(state, self.exponent + exponent)
 
 
+PullBack: TypeAlias = Callable[[Float[Array, "batch units"]], tuple[Float[Array, "batch width"]]]
+
+
 class Layer(NamedTuple):
-    """What the backward pass needs of one layer: the states it was given, and its draws (or their key)."""
+    """What the backward pass needs of one layer: its draws (or their key), and each stream on its way through."""
 
     key: jax.Array
     parameters: dict[str, Array]
     inputs: dict[str, Stream]
+    preactivations: dict[str, Float[Array, "batch units"]]
+    pulls: dict[str, PullBack]
 
 
 class Walk:
@@ -118,7 +123,9 @@ class Walk:
         self.carries_scale = self.stack.is_homogeneous
         # forward, one stream serves both purposes where neither the dtype nor the scale sets them apart
         self.streams = ("real", "scaled") if self.carries_scale or self.dtype != jnp.float32 else ("real",)
-        self.stores_weights = spec.weights_bytes <= STORED_WEIGHTS_BYTES
+        self.stores_draws = spec.draws_bytes <= STORED_DRAWS_BYTES
+        # a matrix is all that its pull-back needs; a layer drawn in law would have to be drawn again for it
+        self.stores_pulls = self.stores_draws and spec.sampler == "conditioned"
         self.input_key, self.layers_key, self.readout_key = jax.random.split(key, 3)
         self.is_drawn_once = spec.kind not in stacks.USED_ONCE
         self.once = self.stack.draw(self.layers_key, self.numbers) if self.is_drawn_once else {}
@@ -142,18 +149,23 @@ class Walk:
         def body(streams: dict[str, Stream], index: Array) -> tuple[Any, Any]:
             key = jax.random.fold_in(self.layers_key, index)
             parameters = self.draw(key)
-            after, seen = {}, {}
+            after, seen, preactivations, pulls = {}, {}, {}, {}
             for name, stream in streams.items():
-                state, z = self.stack.step(parameters, stream.state, self.numbers, stream.exponent)
-                after[name] = Stream(state, stream.exponent)
+                linear, pulls[name] = self.linear(parameters, stream.state.h)
+                z = self.stack.preactivations(parameters, linear, stream.exponent)
+                state, observed = self.stack.activate(z, stream.state, self.numbers)
+                after[name], preactivations[name] = Stream(state, stream.exponent), z
                 if name == "real":
-                    seen = self.observe(state.h, z)
+                    seen = self.observe(state.h, observed)
                 if name == "scaled" and self.carries_scale:
                     after[name] = after[name].normalized()
             scaled = after[self.streams[-1]]
             seen["log10_forward_rms"] = signals.log10_rms(scaled.state.h, scaled.exponent)
-            stored = {} if self.is_drawn_once or not self.stores_weights else parameters
-            return after, (Layer(key, stored, streams), seen)
+            stored = {} if self.is_drawn_once or not self.stores_draws else parameters
+            return after, (
+                Layer(key, stored, streams, preactivations, pulls if self.stores_pulls else {}),
+                seen,
+            )
 
         _, (layers, seen) = jax.lax.scan(body, self.streams_of(start), jnp.arange(self.spec.depth))
         return layers, seen
@@ -181,11 +193,15 @@ class Walk:
             seen = self.observe_gradient(gradients)
             before = {}
             for name, gradient in gradients.items():
-                given = layer.inputs[name if name in layer.inputs else "real"]
-                earlier, of_linear = self.pull_back(parameters, given, gradient.state)
+                stream = name if name in layer.inputs else "real"
+                given, z = layer.inputs[stream].state, layer.preactivations[stream]
+                _, pull = jax.vjp(lambda z, state: self.stack.activate(z, state, self.numbers)[0], z, given)
+                of_z, beside = pull(gradient.state)
+                pull = layer.pulls[stream] if layer.pulls else self.linear(parameters, given.h)[1]
+                earlier = stacks.State(beside.h + pull(of_z)[0], beside.c)
                 before[name] = Stream(earlier, gradient.exponent)
                 if name == "real":
-                    seen["weight_gradient_rms"] = signals.outer_norm_rms(given.state.h, of_linear)
+                    seen["weight_gradient_rms"] = signals.outer_norm_rms(given.h, of_z)
                 if name == "scaled":
                     before[name] = before[name].normalized()
             return before, seen
@@ -194,17 +210,11 @@ class Walk:
         _, seen = jax.lax.scan(body, gradients, layers, reverse=True)
         return seen
 
-    def pull_back(
-        self, parameters: dict[str, Array], given: Stream, gradient: stacks.State
-    ) -> tuple[stacks.State, Float[Array, "batch units"]]:
-        """The gradient with respect to the state a layer was given, and to its linear part."""
-        units = self.stack.blocks * self.spec.width
-        shift = jnp.zeros((self.spec.batch, units), given.state.h.dtype)
-
-        def step(state: stacks.State, shift: Array) -> stacks.State:
-            return self.stack.step(parameters, state, self.numbers, given.exponent, shift)[0]
-
-        return jax.vjp(step, given.state, shift)[1](gradient)
+    def linear(
+        self, parameters: dict[str, Array], h: Float[Array, "batch width"]
+    ) -> tuple[Float[Array, "batch units"], PullBack]:
+        """A layer's linear part, and the map (a pytree, so that a scan can stack it) of its gradient to h's."""
+        return jax.vjp(lambda h: self.stack.linear(parameters, h, self.numbers), h)
 
     def observe_gradient(self, gradients: dict[str, Stream]) -> dict[str, Array]:
         """Size of the gradient with respect to one layer's activations (and cell)."""

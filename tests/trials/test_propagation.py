@@ -216,12 +216,13 @@ def test_lyapunov_exponents_are_measured():
         assert_mean_matches(log_norm, 101 * 1.02 * finite_width.lyapunov_exponents(4)[0])
 
 
-def test_redrawing_the_weights_is_storing_them(monkeypatch):
+@pytest.mark.parametrize("sampler", ["dense", "conditioned"])
+def test_drawing_again_is_storing(monkeypatch, sampler):
     def fresh(key, hparams):
-        return make_trial(Spec(depth=5, width=16, batch=3))(key, hparams)
+        return make_trial(Spec(depth=5, width=16, batch=3, sampler=sampler))(key, hparams)
 
     stored = jax.jit(fresh)(jax.random.key(1), HParams())
-    monkeypatch.setattr(module, "STORED_WEIGHTS_BYTES", 0)
+    monkeypatch.setattr(module, "STORED_DRAWS_BYTES", 0)
     jax.clear_caches()
     redrawn = jax.jit(fresh)(jax.random.key(1), HParams())
     for name in stored:
