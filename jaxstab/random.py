@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
@@ -31,16 +31,40 @@ degree 14, right to 6e-8 before rounding and to 1e-6 in float32 (against `scipy.
 
 def bits(key: Array, shape: Sequence[int]) -> UInt32[Array, "*shape"]:
     """`jax.random.bits`: uniformly distributed unsigned integers of 32 bits, from a key of any implementation."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    count = math.prod(shape)
-    if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
+    key, count = _typed(key), math.prod(shape)
+    if not _is_threefry(key) or count >= 2**32:
         return jax.random.bits(key, tuple(shape), jnp.uint32)
     first, second = threefry_2x32(jax.random.key_data(key), jax.lax.iota(jnp.uint32, count))
     return (first ^ second).reshape(tuple(shape))
 
 
-def threefry_2x32(key: UInt32[Array, " two"], counter: UInt32[Array, " n"]) -> tuple[Array, Array]:
+def split(key: Array, count: int = 2) -> Array:
+    """`jax.random.split`: typed keys [count]."""
+    key = _typed(key)
+    if not _is_threefry(key):
+        return jax.random.split(key, count)
+    words = threefry_2x32(jax.random.key_data(key), jax.lax.iota(jnp.uint32, count))
+    return jax.random.wrap_key_data(jnp.stack(words, axis=1), impl="threefry2x32")
+
+
+def fold_in(key: Array, number: Int[Array, ""]) -> Array:
+    """`jax.random.fold_in`: a typed key for each number."""
+    key = _typed(key)
+    if not _is_threefry(key):
+        return jax.random.fold_in(key, number)
+    words = threefry_2x32(jax.random.key_data(key), jnp.asarray(number).astype(jnp.uint32))
+    return jax.random.wrap_key_data(jnp.stack(words), impl="threefry2x32")
+
+
+def _typed(key: Array) -> Array:
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _is_threefry(key: Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+def threefry_2x32(key: UInt32[Array, " two"], counter: UInt32[Array, "*shape"]) -> tuple[Array, Array]:
     """Two random words for each counter."""
     words = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x, y = words[0], counter + words[1]  # the counter's upper word is 0

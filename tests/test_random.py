@@ -20,6 +20,22 @@ def test_the_numbers_are_jax_s(shape, seed):
     np.testing.assert_allclose(random.normal(key, shape), jax.random.normal(key, shape), rtol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_keys_are_jax_s(impl):
+    key = jax.random.key(7, impl=impl)
+    data = jax.random.key_data
+    np.testing.assert_array_equal(data(random.split(key, 3)), data(jax.random.split(key, 3)))
+    for number in (0, 5, 2**32 - 1):
+        number = jnp.uint32(number)
+        np.testing.assert_array_equal(
+            data(random.fold_in(key, number)), data(jax.random.fold_in(key, number))
+        )
+    many = jax.vmap(random.fold_in, (None, 0))(key, jnp.arange(4))
+    np.testing.assert_array_equal(
+        data(many), data(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(4)))
+    )
+
+
 def test_a_key_s_numbers_do_not_depend_on_its_neighbours():
     keys = jax.random.split(KEY, 8)
     together = jax.jit(jax.vmap(lambda key: random.normal(key, (33, 3))))(keys)

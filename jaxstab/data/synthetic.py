@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -42,7 +41,7 @@ def polynomial(
     """
     if len(weights) > degrees:
         raise UsageError(f"{len(weights)} weights are too many for a polynomial of {degrees} degrees.")
-    x_key, noise_key = jax.random.split(key)
+    x_key, noise_key = random.split(key)
     x = random.normal(x_key, (n_train + n_test, 1))
     inputs = power_features(x[:, 0], degrees)
     truth = jnp.zeros(degrees, jnp.float32).at[: len(weights)].set(jnp.asarray(weights, jnp.float32))
@@ -69,7 +68,7 @@ def linear(
 
     Section 4.5.2 of the source.
     """
-    x_key, noise_key = jax.random.split(key)
+    x_key, noise_key = random.split(key)
     inputs = random.normal(x_key, (n_train + n_test, n_inputs))
     targets = _float32(bias) + _float32(weight) * inputs.sum(axis=1)
     return _noisy(noise_key, inputs, targets, noise, n_train)

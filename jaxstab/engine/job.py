@@ -54,8 +54,10 @@ class Job:
         self.outlines: list[plan.Outline] = []
         self.programs: list[Program] = []
         for group, own in zip(self.groups, self.data, strict=True):
-            names = plan.check_keep(keep, plan.output_names(family, group, own))
-            outline = plan.make_outline(family, group, names, own, self.devices[0].platform, tile)
+            arguments = plan.Arguments.of(group, own)
+            names = plan.check_keep(keep, plan.output_names(family, group.spec, arguments))
+            platform = self.devices[0].platform
+            outline = plan.make_outline(family, group.spec, names, arguments, platform, tile)
             capacity = max(LEAST_TILES, -(-outline.tiles_per_chunk // len(self.devices)))
             self.outlines.append(outline)
             self.programs.append(

@@ -7,9 +7,10 @@ the same sweep is cut the same way on every day. XLA's results depend on how man
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +82,34 @@ def kept_lane(family: Family, spec: Any, keep: tuple[str, ...] | None) -> Any:
     return lane
 
 
-def output_names(family: Family, group: Group, shared: tuple[Any, ...]) -> list[str]:
+class Arguments(NamedTuple):
+    """Shapes of what a lane is given besides its seed: leaves and structure of (hparams, *shared). Hashable."""
+
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, group: Group, shared: tuple[Any, ...]) -> Arguments:
+        """Of one configuration of a group."""
+        hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), group.hparams)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
+        leaves, structure = jax.tree.flatten((hparams, *shapes))
+        return cls(tuple(leaves), structure)
+
+
+@functools.lru_cache(maxsize=256)
+def trace(
+    family: Family, spec: Any, keep: tuple[str, ...] | None, arguments: Arguments
+) -> tuple[ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
+    """The jaxpr of one lane and the shapes of its outputs, traced once. Nothing is compiled."""
+    seed = jax.ShapeDtypeStruct((), np.uint32)
+    given = jax.tree.unflatten(arguments.structure, arguments.leaves)
+    return jax.make_jaxpr(kept_lane(family, spec, keep), return_shape=True)(seed, *given)
+
+
+def output_names(family: Family, spec: Any, arguments: Arguments) -> list[str]:
     """Names of a trial's outputs, from its trace."""
-    return [name for name in trace(family, group, None, shared)[1] if name != "status"]
+    return [name for name in trace(family, spec, None, arguments)[1] if name != "status"]
 
 
 def check_keep(keep: Any, names: list[str]) -> tuple[str, ...]:
@@ -96,15 +122,6 @@ def check_keep(keep: Any, names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(require_choice(name, sorted(names), "output in keep:") for name in wanted))
 
 
-def trace(
-    family: Family, group: Group, keep: tuple[str, ...] | None, shared: tuple[Any, ...]
-) -> tuple[ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
-    """The jaxpr of one lane and the shapes of its outputs. Nothing is compiled."""
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), group.hparams)
-    return jax.make_jaxpr(kept_lane(family, group.spec, keep), return_shape=True)(seed, hparams, *shared)
-
-
 def check_dims(family: Family, outputs: dict[str, jax.ShapeDtypeStruct]) -> None:
     """Refuse an output whose axes the family does not name."""
     for name, shape in outputs.items():
@@ -115,16 +132,12 @@ def check_dims(family: Family, outputs: dict[str, jax.ShapeDtypeStruct]) -> None
             )
 
 
+@functools.lru_cache(maxsize=256)
 def make_outline(
-    family: Family,
-    group: Group,
-    keep: tuple[str, ...],
-    shared: tuple[Any, ...],
-    platform: str,
-    tile: int | None,
+    family: Family, spec: Any, keep: tuple[str, ...], arguments: Arguments, platform: str, tile: int | None
 ) -> Outline:
     """Outputs, tile and chunk of one Spec on one platform."""
-    closed, outputs = trace(family, group, keep, shared)
+    closed, outputs = trace(family, spec, keep, arguments)
     check_dims(family, outputs)
     if tile is None:
         tile = _tile(closed.jaxpr, platform)

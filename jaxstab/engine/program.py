@@ -51,11 +51,7 @@ class Program:
 
     def memory(self, lanes: tuple[np.ndarray, Any], shared: tuple[Any, ...]) -> int:
         """Bytes that the program needs on each device, by the compiler's own analysis; 0 where it says nothing."""
-        analysis = self.compile(*self._arguments(*lanes), *shared).memory_analysis()
-        if analysis is None:
-            return 0
-        needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-        return needed - analysis.alias_size_in_bytes
+        return _needed(self.compile(*self._arguments(*lanes), *shared))
 
     def _arguments(self, seeds: np.ndarray, hparams: Any) -> tuple[Any, ...]:
         tiles, slots = self._deal(len(seeds))
@@ -107,6 +103,16 @@ class Program:
         device = np.searchsorted(first, tile, side="right") - 1
         place = device * self.capacity + tile - first[device]
         return tiles.astype(np.int32), place * self.tile + np.arange(lanes) % self.tile
+
+
+@functools.lru_cache(maxsize=128)
+def _needed(compiled: Any) -> int:
+    """Bytes by the compiler's analysis, which takes longer than a small sweep does."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return needed - analysis.alias_size_in_bytes
 
 
 @functools.lru_cache(maxsize=128)

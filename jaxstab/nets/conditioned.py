@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab import random
-from jaxstab.nets.haar import haar_matrix, orthonormal_rows
+from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
 from jaxstab.theory.floats import power_of_two
 from jaxstab.typing import Scalar
 
@@ -63,7 +63,7 @@ def _gaussian(units: int, key_data: Array, h: Array, std: Array) -> Array:
 
 def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tuple[Array, tuple[Array, ...]]:
     frame, lower, exponent = _factor(h)
-    z_key, rest_key = jax.random.split(jax.random.wrap_key_data(key_data))
+    z_key, rest_key = random.split(key_data)
     z = random.normal(z_key, (h.shape[0], units))
     unscaled = _matmul(lower, z)
     y = (std * unscaled * power_of_two(exponent)).astype(h.dtype)
@@ -90,7 +90,7 @@ def _haar(key_data: Array, h: Array, gain: Array) -> Array:
 
 def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[Array, ...]]:
     frame, lower, exponent = _factor(h)
-    u_key, rest_key = jax.random.split(jax.random.wrap_key_data(key_data))
+    u_key, rest_key = random.split(key_data)
     u = haar_matrix(u_key, *h.shape)
     u = jnp.where(jnp.any(frame != 0, axis=1, keepdims=True), u, 0.0)  # no image where there is no direction
     unscaled = _matmul(lower, u)
@@ -117,8 +117,8 @@ _haar.defvjp(_haar_forward, _haar_backward)
 def _factor(h: Float[Array, "batch n"]) -> tuple[Array, Array, Array]:
     """(Q, L, e): h = 2^e L Q by rows, the rows of Q orthonormal or zero."""
     rows, exponent = _rescale_rows(h)
-    frame = orthonormal_rows(rows)
-    return frame, _matmul(rows, frame.T), exponent
+    lower, frame = lq(rows)
+    return frame, lower, exponent
 
 
 def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], Int[Array, "batch 1"]]:
@@ -130,19 +130,8 @@ def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], 
 
 
 def _root_of_gram(d: Float[Array, "batch m"]) -> Float[Array, "batch batch"]:
-    """A lower triangular L with L L' = d d', at any rank: Cholesky whose empty columns stay zero."""
-    gram = _matmul(d, d.T)
-    places = jnp.arange(len(gram))
-    smallest = 4 * len(gram) * EPSILON * jnp.diagonal(gram)
-
-    def column(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, lower = state
-        pivot = left[j, j]
-        inverse = jnp.where(pivot > smallest[j], jax.lax.rsqrt(jnp.where(pivot > 0, pivot, 1.0)), 0.0)
-        new = jnp.where(places >= j, left[:, j] * inverse, 0.0)
-        return left - new[:, None] * new[None, :], lower.at[:, j].set(new)
-
-    return jax.lax.fori_loop(0, len(gram), column, (gram, jnp.zeros_like(gram)))[1]
+    """A lower triangular L with L L' = d d', at any rank."""
+    return cholesky(_matmul(d, d.T), 4 * len(d) * EPSILON)[0]
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,13 +1,17 @@
 """Uniformly distributed (Haar) orthonormal rows and columns without LAPACK, in float32.
 
 LAPACK called from inside a compiled trial can hang where CPU devices equal the pool's threads, so this is
-modified Gram-Schmidt in plain lax loops, halving the rows so that most of the work is products. One pass leaves
+Cholesky of the rows' products where they are well apart (it squares their condition), and else modified
+Gram-Schmidt in plain lax loops, halving the rows so that most of the work is products. One pass leaves
 |Q Q' - I| of order epsilon times the rows' condition (Björck 1967), below 1 since rows that depend on others are
 set to zero; Newton's iteration then brings it to epsilon without leaving their span. So it must be for a half
 before anything is projected on it: what it is off by, all rows below would share.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,12 @@ from jaxstab import random
 
 TOLERANCE = 8 * float(jnp.finfo(jnp.float32).eps)
 """Rounding leaves less than this share of a row that depends on others (6e-7 seen up to 1,024 columns)."""
+
+WELL_APART = 1e-5
+"""Where each row adds more than this share of its square, Cholesky leaves no more than Newton's iteration mends."""
+
+UNROLLED = 32
+"""Up to so many columns the elimination is written out: a loop's turn would cost as much as what it does."""
 
 LEAVES = 16
 """At most about so many panels of rows are orthogonalized row by row: each is a loop in the program."""
@@ -35,16 +45,89 @@ def haar_matrix(key: Array, rows: int, columns: int) -> Float[Array, "{rows} {co
 
 
 def orthonormal_rows(rows: Float[Array, "k n"], tolerance: float = TOLERANCE) -> Float[Array, "k n"]:
-    """Orthonormal rows and zeros that span what `rows` span, at any rank: Gram-Schmidt from the first row on.
+    """Orthonormal rows and zeros that span what `rows` span, at any rank: the Q of `lq`."""
+    return lq(rows, tolerance)[1]
 
-    Row i is zero where it adds less than `tolerance` of its own length to the rows before it: what is left
+
+def lq(
+    rows: Float[Array, "k n"], tolerance: float = TOLERANCE
+) -> tuple[Float[Array, "k k"], Float[Array, "k n"]]:
+    """(L, Q), rows = L Q: L lower triangular to rounding, Q's rows orthonormal or zero, by Gram-Schmidt from the first.
+
+    Row i of Q is zero where it adds less than `tolerance` of its own length to the rows before it: what is left
     there is rounding, of no direction. Rows' squares must be in range. ValueError for more rows than columns.
     """
     k, n = rows.shape
     if k > n:
         raise ValueError(f"{k} rows of {n} columns cannot all be orthogonal.")
-    floors = tolerance * jnp.sqrt(jnp.sum(rows * rows, axis=1))
-    return _polish(_gram_schmidt(rows, floors, max(8, k // LEAVES)))
+
+    def by_gram_schmidt(rows: Array) -> tuple[Array, Array]:
+        floors = tolerance * jnp.sqrt(jnp.sum(rows * rows, axis=1))
+        frame = _polish(_gram_schmidt(rows, floors, max(16, k // LEAVES)))
+        return _matmul(rows, frame.T), frame
+
+    if 2 * k > n:  # nearly square: some row always adds little
+        return by_gram_schmidt(rows)
+    gram = _matmul(rows, rows.T)
+    lower, inverse = cholesky(gram)
+    is_rough = ~jnp.all(jnp.square(jnp.diagonal(lower)) > WELL_APART * jnp.diagonal(gram))
+    frame = _polish(_matmul(inverse, rows))
+
+    def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # other lanes' rows are zero here; without this XLA would see that every turn is the same, and take it first
+        return *by_gram_schmidt(jnp.where(state[2], rows, 0.0)), jnp.array(False)
+
+    # a loop of one turn or none: a branch would be taken by every lane of a batch
+    given = (_matmul(rows, frame.T), frame, is_rough)
+    lower, frame, _ = jax.lax.while_loop(lambda state: state[2], again, given)
+    return lower, frame
+
+
+def cholesky(
+    gram: Float[Array, "k k"], tolerance: float = 0.0
+) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
+    """Lower triangular L with L L' = gram, at any rank, and L^-1 at full rank.
+
+    Column i is zero where its pivot is at most `tolerance` of gram[i, i].
+    """
+    batch_last = partial(_cholesky_of_batch, tolerance=tolerance)
+    whole = jax.custom_batching.custom_vmap(lambda gram: jax.tree.map(lambda x: x[0], batch_last(gram[None])))
+
+    @whole.def_vmap
+    def of_batch(size: int, is_batched: list[bool], gram: Array) -> tuple[Any, Any]:
+        return batch_last(gram), (True, True)
+
+    return whole(gram)
+
+
+def _cholesky_of_batch(gram: Float[Array, "lanes k k"], tolerance: float) -> tuple[Array, Array]:
+    """By elimination of [gram, I], the lanes in the last axis: a vector's entries are the same entry of many lanes."""
+    k = gram.shape[1]
+    left = jnp.moveaxis(jnp.concatenate([gram, jnp.broadcast_to(jnp.eye(k), gram.shape)], axis=2), 0, -1)
+    smallest = tolerance * jnp.diagonal(gram, axis1=1, axis2=2).T
+
+    def inverse_of(pivot: Array, smallest: Array) -> Array:
+        kept = (pivot > 0) & (pivot > smallest)
+        return jnp.where(kept, 1 / jnp.where(kept, pivot, 1.0), 0.0)
+
+    def column(j: Array, left: Array) -> Array:
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, j, keepdims=False)  # noqa: E731
+        row = at(left)
+        share = jnp.where(jnp.arange(k)[:, None] > j, row[:k] * inverse_of(at(row), at(smallest)), 0.0)
+        return left - share[:, None] * row
+
+    if k <= UNROLLED:
+        rows = []
+        for j in range(k):
+            rows.append(left[0])
+            share = left[0, j + 1 : k] * inverse_of(left[0, j], smallest[j])
+            left = left[1:] - share[:, None] * left[0]
+        left = jnp.stack(rows)
+    else:
+        left = jax.lax.fori_loop(0, k, column, left)
+    pivots = jnp.diagonal(left[:, :k]).T
+    left = jnp.moveaxis(left * jnp.sqrt(inverse_of(pivots, smallest))[:, None], -1, 0)
+    return jnp.triu(left[:, :, :k]).mT, left[:, :, k:]
 
 
 def _gram_schmidt(rows: Float[Array, "k n"], floors: Float[Array, " k"], panel: int) -> Float[Array, "k n"]:

@@ -105,17 +105,18 @@ class Stack:
 
     def draw(self, key: jax.Array, numbers: Numbers) -> dict[str, Array]:
         """Kernel [width, blocks * width] (or the key it is drawn from in law) and bias of one layer, float32."""
-        kernel_key, bias_key = jax.random.split(key)
+        kernel_key, bias = random.split(key)[0], self.draw_bias(key, numbers)
         if self.sampler == "conditioned":
-            return {"key": kernel_key, "bias": self._draw_bias(bias_key, numbers)}
+            return {"key": kernel_key, "bias": bias}
         dense, row = self._dense(numbers.gain), jnp.zeros((1, self.width), jnp.float32)
-        keys = jax.random.split(kernel_key, self.blocks) if self.blocks > 1 else kernel_key[None]
+        keys = random.split(kernel_key, self.blocks) if self.blocks > 1 else kernel_key[None]
         kernels: list[Any] = [dense.init(k, row)["params"]["kernel"] for k in keys]
-        return {"kernel": jnp.concatenate(kernels, axis=1), "bias": self._draw_bias(bias_key, numbers)}
+        return {"kernel": jnp.concatenate(kernels, axis=1), "bias": bias}
 
-    def _draw_bias(self, key: jax.Array, numbers: Numbers) -> Float[Array, " units"]:
+    def draw_bias(self, key: jax.Array, numbers: Numbers) -> Float[Array, " units"]:
+        """The bias of `draw` alone."""
         units = self.blocks * self.width
-        normal_key, own_key = jax.random.split(key)
+        normal_key, own_key = random.split(random.split(key)[1])
         bias = jnp.float32(numbers.sigma_b) * random.normal(normal_key, (units,))
         own = initializers.bias_initializer(self.init, self.width)
         if own is not None:

@@ -116,7 +116,7 @@ def fit(
     """
     n = _require(task, epochs, batch_size)
     require_choice(order, ORDERS, "order")
-    init_key, order_key, noise_key, probe_key = jax.random.split(key, 4)
+    init_key, order_key, noise_key, probe_key = random.split(key, 4)
     if order == "shared":
         order_key = jax.random.key(0, impl="threefry2x32")
     start = task.init(init_key)
@@ -126,10 +126,10 @@ def fit(
         return _step(task, update, state, batch, noise_key)
 
     def epoch(state: State, number: Array) -> tuple[State, tuple[Array, dict[str, Array]]]:
-        batches = make_batches(jax.random.fold_in(order_key, number), n, batch_size)
+        batches = make_batches(random.fold_in(order_key, number), n, batch_size)
         state, seen = jax.lax.scan(step, state, batches)
         first_loss, seen = seen["train_loss"][0], _average(seen, batches.counts)
-        observed = {} if probe is None else dict(probe(state.params, jax.random.fold_in(probe_key, number)))
+        observed = {} if probe is None else dict(probe(state.params, random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
             raise UsageError(
                 f"probe: {sorted(set(observed) & set(seen))} are fit's own or the task's measures."
@@ -174,7 +174,7 @@ def _step(
 ) -> tuple[State, dict[str, Array]]:
     """One update, or none if it or the loss is not finite, or one before was not."""
     inputs, targets = jax.tree.map(lambda x: x.at[batch.examples].get(mode="promise_in_bounds"), task.data)
-    key = jax.random.fold_in(noise_key, state.step)
+    key = random.fold_in(noise_key, state.step)
 
     def objective(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         outputs = task.apply(params, inputs, key)

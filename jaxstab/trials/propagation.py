@@ -126,7 +126,7 @@ class Walk:
         self.stores_draws = spec.draws_bytes <= STORED_DRAWS_BYTES
         # a matrix is all that its pull-back needs; a layer drawn in law would have to be drawn again for it
         self.stores_pulls = self.stores_draws and spec.sampler == "conditioned"
-        self.input_key, self.layers_key, self.readout_key = jax.random.split(key, 3)
+        self.input_key, self.layers_key, self.readout_key = random.split(key, 3)
         self.is_drawn_once = spec.kind not in stacks.USED_ONCE
         self.once = self.stack.draw(self.layers_key, self.numbers) if self.is_drawn_once else {}
 
@@ -146,9 +146,14 @@ class Walk:
         shape = (self.spec.batch, self.spec.width)
         start = self.stack.start(random.normal(self.input_key, shape))
 
-        def body(streams: dict[str, Stream], index: Array) -> tuple[Any, Any]:
-            key = jax.random.fold_in(self.layers_key, index)
-            parameters = self.draw(key)
+        def draw_bias(index: Array) -> Array:
+            key = random.fold_in(self.layers_key, index)
+            return self.once["bias"] if self.is_drawn_once else self.stack.draw_bias(key, self.numbers)
+
+        def body(carried: tuple[dict[str, Stream], Array], index: Array) -> tuple[Any, Any]:
+            streams, bias = carried
+            key = random.fold_in(self.layers_key, index)
+            parameters = self.draw(key) | {"bias": bias}
             after, seen, preactivations, pulls = {}, {}, {}, {}
             for name, stream in streams.items():
                 linear, pulls[name] = self.linear(parameters, stream.state.h)
@@ -162,12 +167,12 @@ class Walk:
             scaled = after[self.streams[-1]]
             seen["log10_forward_rms"] = signals.log10_rms(scaled.state.h, scaled.exponent)
             stored = {} if self.is_drawn_once or not self.stores_draws else parameters
-            return after, (
-                Layer(key, stored, streams, preactivations, pulls if self.stores_pulls else {}),
-                seen,
-            )
+            layer = Layer(key, stored, streams, preactivations, pulls if self.stores_pulls else {})
+            # a bias is drawn one layer ahead: XLA would draw it where it is added, again for every example
+            return (after, draw_bias(index + 1)), (layer, seen)
 
-        _, (layers, seen) = jax.lax.scan(body, self.streams_of(start), jnp.arange(self.spec.depth))
+        first = (self.streams_of(start), draw_bias(jnp.int32(0)))
+        _, (layers, seen) = jax.lax.scan(body, first, jnp.arange(self.spec.depth))
         return layers, seen
 
     def observe(self, h: Float[Array, "batch width"], z: Float[Array, "batch units"]) -> dict[str, Array]:

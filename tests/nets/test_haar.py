@@ -78,6 +78,42 @@ def test_dependent_rows_become_zeros_and_the_others_span_them(rows, rank):
     assert np.linalg.norm(beyond) <= 2e-6 * np.linalg.norm(rows)
 
 
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-2, 1e-3, 1e-5])
+def test_l_times_q_is_the_rows_however_near_they_are(apart):
+    """What each row adds to those before it, to a rounding of the row: what Cholesky alone would lose."""
+    rows = 1 + apart * jax.random.normal(KEY, (16, 256))
+    lower, frame = (np.asarray(x, np.float64) for x in jax.jit(haar.lq)(rows))
+    rows = np.asarray(rows, np.float64)
+    rounding = 2e-6 * np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(frame @ frame.T, np.eye(16), atol=2e-6)
+    assert (np.linalg.norm(rows - lower @ frame, axis=1) < rounding).all()
+    adds = np.abs(np.diag(np.linalg.qr(rows.T)[1]))
+    assert (np.abs(np.diag(lower) - adds) < rounding).all()
+    once = np.asarray(haar.cholesky(jnp.asarray(rows @ rows.T, jnp.float32))[0], np.float64)
+    if apart == 1e-2:
+        assert not (np.abs(np.diag(once) - adds) < rounding).all()
+
+
+def test_a_lane_s_rows_do_not_depend_on_whether_another_needs_gram_schmidt():
+    far, near = jax.random.normal(KEY, (4, 64)), 1 + 1e-5 * jax.random.normal(KEY, (4, 64))
+    both = jax.jit(jax.vmap(haar.lq))
+    for mine, theirs in zip(both(jnp.stack([far, far])), both(jnp.stack([far, near])), strict=True):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+
+
+@pytest.mark.parametrize("size", [1, 16, 40])
+def test_cholesky_of_one_and_of_many_at_full_rank_and_below(size):
+    d = jax.random.normal(KEY, (5, size, 64))
+    gram = jnp.matmul(d, d.mT, precision="highest")
+    wanted = np.linalg.cholesky(np.asarray(gram, np.float64))
+    lower, inverse = jax.vmap(haar.cholesky)(gram)
+    np.testing.assert_allclose(lower, wanted, atol=1e-4)
+    np.testing.assert_allclose(lower @ inverse, np.broadcast_to(np.eye(size), gram.shape), atol=1e-4)
+    np.testing.assert_allclose(haar.cholesky(gram[3])[0], wanted[3], atol=1e-4)
+    below = gram.at[:, -1].set(0).at[:, :, -1].set(0)
+    np.testing.assert_allclose(jax.vmap(haar.cholesky)(below)[0][:, -1], np.zeros((5, size)))
+
+
 def test_more_rows_than_columns_are_refused():
     with pytest.raises(ValueError, match="65 rows of 64 columns"):
         haar.orthonormal_rows(jnp.ones((65, 64)))
