@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Integer, UInt32
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
@@ -47,7 +47,7 @@ def split(key: Array, count: int = 2) -> Array:
     return jax.random.wrap_key_data(jnp.stack(words, axis=1), impl="threefry2x32")
 
 
-def fold_in(key: Array, number: Int[Array, ""]) -> Array:
+def fold_in(key: Array, number: Integer[Array, ""]) -> Array:
     """`jax.random.fold_in`: a typed key for each number."""
     key = _typed(key)
     if not _is_threefry(key):

@@ -52,7 +52,7 @@ def orthonormal_rows(rows: Float[Array, "k n"], tolerance: float = TOLERANCE) ->
 def lq(
     rows: Float[Array, "k n"], tolerance: float = TOLERANCE
 ) -> tuple[Float[Array, "k k"], Float[Array, "k n"]]:
-    """(L, Q), rows = L Q: L lower triangular to rounding, Q's rows orthonormal or zero, by Gram-Schmidt from the first.
+    """(L, Q), rows = L Q: Q's rows orthonormal or zero, by Gram-Schmidt from the first; L so nearly lower triangular.
 
     Row i of Q is zero where it adds less than `tolerance` of its own length to the rows before it: what is left
     there is rounding, of no direction. Rows' squares must be in range. ValueError for more rows than columns.
