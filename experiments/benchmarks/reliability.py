@@ -276,7 +276,13 @@ def finish(store: Path, devices: int, processes: int = 1) -> None:
 def interrupt(store: Path, devices: int, processes: int = 1) -> int:
     """Stop a run after its first chunks; returns how many it has written."""
     running = start(store, devices, processes)
-    while len(list(store.glob("*.npz"))) < 2 and any(process.poll() is None for process in running):
+
+    def have_begun() -> bool:
+        # one that has not would die of SIGTERM as any process does; one of several that has holds a lock of its own
+        locks = len(list(store.glob("lock-*-of-*")))
+        return len(list(store.glob("*.npz"))) >= 2 and (processes == 1 or locks == processes)
+
+    while not have_begun() and any(process.poll() is None for process in running):
         time.sleep(0.01)
     for process in running:
         process.terminate()

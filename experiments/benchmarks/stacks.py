@@ -32,7 +32,7 @@ def width(setting: Setting) -> Iterator[Contest]:
 
 def contest(setting: Setting, shape: Shape, targets: dict[str, float], peers: bool) -> Contest:
     """jaxstab's two samplers and everybody else on one shape."""
-    many = max(int(setting.scale * 2**25 / (shape.depth * shape.width * shape.batch)), 16)
+    many = max(int(setting.scale * 2**26 / (shape.depth * shape.width * shape.batch)) // 32 * 32, 16)
     few = max(int(setting.scale * 2**29 / (shape.depth * shape.width**2)), 2)
     normals = shape.depth * shape.width**2
     flops = 2.0 * shape.depth * shape.batch * shape.width**2 * (2 if shape.backward else 1)

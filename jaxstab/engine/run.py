@@ -129,7 +129,7 @@ def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.
         "groups": groups,
         "environment": identity.environment(job.devices[0]),
     }
-    with store.hold(process, processes), _signals() as caught:
+    with _signals() as caught, store.hold(process, processes):
         store.begin(manifest)
         number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
         present = store.chunks()

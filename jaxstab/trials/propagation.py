@@ -235,9 +235,9 @@ def _joined(state: stacks.State) -> Float[Array, "batch units"]:
 
 
 def first_layers(seen: Mapping[str, Array], direction: str) -> dict[str, Array]:
-    """Where a signal broke, in the direction of its travel: the first layer that is not finite, infinite, NaN,
+    """The first layer in the direction of travel that is not finite, infinite, NaN, all zero: where a signal broke.
 
-    and all zero. A gradient travels from the last layer to the first, so that its first layer is the highest.
+    A gradient travels from the last layer to the first, so that its first layer is the highest.
     """
     first = signals.first_layer if direction == "forward" else signals.last_layer
     inf, nan, zero = (seen[f"{direction}_{k}"] for k in ("inf", "nan", "zero"))
