@@ -61,26 +61,24 @@ def lq(
     if k > n:
         raise ValueError(f"{k} rows of {n} columns cannot all be orthogonal.")
 
-    def by_gram_schmidt(rows: Array) -> tuple[Array, Array]:
+    def by_gram_schmidt(rows: Array) -> Array:
         floors = tolerance * jnp.sqrt(jnp.sum(rows * rows, axis=1))
-        frame = _polish(_gram_schmidt(rows, floors, max(16, k // LEAVES)))
-        return _matmul(rows, frame.T), frame
+        return _gram_schmidt(rows, floors, max(16, k // LEAVES))
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        # other lanes' rows are zero here; without this XLA would see that every turn is the same, and take it first
+        return by_gram_schmidt(jnp.where(state[1], rows, 0.0)), jnp.array(False)
 
     if 2 * k > n:  # nearly square: some row always adds little
-        return by_gram_schmidt(rows)
-    gram = _matmul(rows, rows.T)
-    lower, inverse = cholesky(gram)
-    is_rough = ~jnp.all(jnp.square(jnp.diagonal(lower)) > WELL_APART * jnp.diagonal(gram))
-    frame = _polish(_matmul(inverse, rows))
-
-    def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # other lanes' rows are zero here; without this XLA would see that every turn is the same, and take it first
-        return *by_gram_schmidt(jnp.where(state[2], rows, 0.0)), jnp.array(False)
-
-    # a loop of one turn or none: a branch would be taken by every lane of a batch
-    given = (_matmul(rows, frame.T), frame, is_rough)
-    lower, frame, _ = jax.lax.while_loop(lambda state: state[2], again, given)
-    return lower, frame
+        frame = by_gram_schmidt(rows)
+    else:
+        gram = _matmul(rows, rows.T)
+        lower, inverse = cholesky(gram)
+        is_rough = ~jnp.all(jnp.square(jnp.diagonal(lower)) > WELL_APART * jnp.diagonal(gram))
+        # a loop of one turn or none: a branch would be taken by every lane of a batch
+        frame, _ = jax.lax.while_loop(lambda state: state[1], again, (_matmul(inverse, rows), is_rough))
+    frame = _polish(frame)
+    return _matmul(rows, frame.T), frame
 
 
 def cholesky(
