@@ -75,7 +75,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     rates = limits.measure(torch, on)
     print(limits_table(rates), flush=True)
-    found = []
+    record = {"environment": environment, "scale": scale, "dataset": dataset, "limits": rates, "contests": []}
     for name in dict.fromkeys(chosen):
         if name == "scaling":
             curves = scaling.measure(setting)
@@ -86,20 +86,17 @@ def main(
             continue
         module = importlib.import_module(f"experiments.benchmarks.{MODULES[name]}")
         for contest in getattr(module, name)(setting):
-            found.append(race(contest, rounds, rates))
-            print("\n" + table(found[-1]), flush=True)
-    if found:
-        record = {
-            "environment": environment,
-            "scale": scale,
-            "dataset": dataset,
-            "limits": rates,
-            "contests": found,
-        }
-        (folder / "benchmarks.json").write_text(json.dumps(record, indent=1) + "\n")
-        text = "\n\n".join([heading(environment), limits_table(rates), *(table(one) for one in found)])
-        (folder / "benchmarks.md").write_text(text + "\n")
+            record["contests"].append(race(contest, rounds, rates))
+            print("\n" + table(record["contests"][-1]), flush=True)
+            write(folder, record)
     return 0
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """What has been measured so far, as JSON and as Markdown."""
+    (folder / "benchmarks.json").write_text(json.dumps(record, indent=1) + "\n")
+    parts = [heading(record["environment"]), limits_table(record["limits"]), *map(table, record["contests"])]
+    (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
 
 
 def describe(torch: Any) -> dict[str, Any]:

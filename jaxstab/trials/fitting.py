@@ -11,15 +11,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
 
 ORDERS = ("per_seed", "shared")
-PACKED = 256
-"""Up to so many examples are shuffled by one sort of packed integers, four times as fast as a permutation."""
+FEW = 256
+"""Up to so many examples are shuffled by one sort of packed integers, and an epoch's batches are taken at once."""
 
 
 class Task(NamedTuple):
@@ -122,12 +123,13 @@ def fit(
     start = task.init(init_key)
     zero = jnp.int32(0)
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        return _step(task, update, state, batch, noise_key)
+    def step(state: State, batch: tuple[Batch, Any]) -> tuple[State, dict[str, Array]]:
+        return _step(task, update, state, *batch, noise_key)
 
     def epoch(state: State, number: Array) -> tuple[State, tuple[Array, dict[str, Array]]]:
         batches = make_batches(random.fold_in(order_key, number), n, batch_size)
-        state, seen = jax.lax.scan(step, state, batches)
+        taken = _take(task.data, batches.examples) if n <= FEW else None
+        state, seen = jax.lax.scan(step, state, (batches, taken))
         first_loss, seen = seen["train_loss"][0], _average(seen, batches.counts)
         observed = {} if probe is None else dict(probe(state.params, random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
@@ -143,12 +145,33 @@ def fit(
 
 def shuffle(key: Array, n: int) -> Int[Array, " n"]:
     """0..n-1 in a random order."""
-    if n > PACKED:
+    if n > FEW:
         return jax.random.permutation(key, n)
     # random high bits, the number itself in the low ones: to sort these is to shuffle those
     low_bits = (1 << (n - 1).bit_length()) - 1
     high = random.bits(key, (n,)) & jnp.uint32(0xFFFFFFFF - low_bits)
-    return (jnp.sort(high | jnp.arange(n, dtype=jnp.uint32)) & low_bits).astype(jnp.int32)
+    return (_sort(high | jnp.arange(n, dtype=jnp.uint32)) & low_bits).astype(jnp.int32)
+
+
+@jax.custom_batching.custom_vmap
+def _sort(words: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
+    return jnp.sort(words)
+
+
+@_sort.def_vmap
+def _sort_batch(size: int, is_batched: list[bool], words: UInt32[Array, "lanes n"]) -> tuple[Array, bool]:
+    """Bitonic network (Batcher 1968), the lanes in the last axis: a step is one minimum and one maximum of vectors."""
+    n = words.shape[1]
+    length = 1 << (n - 1).bit_length()
+    x = jnp.pad(words.T, ((0, length - n), (0, 0)), constant_values=np.uint32(0xFFFFFFFF))
+    for block in (2**i for i in range(1, length.bit_length())):
+        low, high = x.reshape(-1, 2, block // 2, size).swapaxes(0, 1)
+        high = high[:, ::-1]
+        x = jnp.stack([jnp.minimum(low, high), jnp.maximum(low, high)[:, ::-1]], axis=1)
+        for half in (block >> i for i in range(2, block.bit_length())):
+            low, high = x.reshape(-1, 2, half, size).swapaxes(0, 1)
+            x = jnp.stack([jnp.minimum(low, high), jnp.maximum(low, high)], axis=1)
+    return x.reshape(length, size)[:n].T, True
 
 
 def make_batches(key: Array, n: int, batch_size: int) -> Batch:
@@ -170,10 +193,10 @@ def norm_of_matrices(params: Any) -> Float[Array, ""]:
 
 
 def _step(
-    task: Task, update: Update, state: State, batch: Batch, noise_key: Array
+    task: Task, update: Update, state: State, batch: Batch, taken: Any, noise_key: Array
 ) -> tuple[State, dict[str, Array]]:
     """One update, or none if it or the loss is not finite, or one before was not."""
-    inputs, targets = jax.tree.map(lambda x: x.at[batch.examples].get(mode="promise_in_bounds"), task.data)
+    inputs, targets = _take(task.data, batch.examples) if taken is None else taken
     key = random.fold_in(noise_key, state.step)
 
     def objective(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
@@ -200,6 +223,10 @@ def _step(
     first_bad_step = jnp.where((state.first_bad_step == 0) & ~finite, state.step + 1, state.first_bad_step)
     seen = {"train_loss": loss, "gradient_norm": optax.tree.norm(gradient), **measured}
     return State(params, memory, state.step + 1, first_bad_step), seen
+
+
+def _take(data: Any, examples: Array) -> Any:
+    return jax.tree.map(lambda x: x.at[examples].get(mode="promise_in_bounds"), data)
 
 
 def _mean(values: Array, counts: Array | None) -> Array:

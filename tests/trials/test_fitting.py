@@ -106,9 +106,16 @@ def test_a_shuffle_is_a_permutation(n):
     assert sorted(np.asarray(shuffle(KEY, n)).tolist()) == list(range(n))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 100, 256])
+def test_lanes_are_shuffled_together_as_alone(n):
+    keys = jax.random.split(KEY, 5)
+    alone = [shuffle(key, n) for key in keys]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda key: shuffle(key, n)))(keys), alone)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_order_is_as_likely(packed, monkeypatch):
-    monkeypatch.setattr(fitting, "PACKED", 256 if packed else 0)
+    monkeypatch.setattr(fitting, "FEW", 256 if packed else 0)
     orders = np.asarray(jax.vmap(lambda key: shuffle(key, 4))(jax.random.split(KEY, 12_000)))
     _, counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)
     assert len(counts) == 24
