@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.benchmarks.race import LEAST_P
 from jaxstab.errors import UsageError, require_choice
 
 NAMES = (
@@ -142,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
     """A contest as Markdown: everybody's cost, and by which factor ours lead."""
     lines = [f"**{result['name']}** (median of {result['rounds']} rounds)", ""]
     lines += [
-        f"| | ms a {result['unit']} | quartiles | first call, s | MiB | share of limits |",
+        f"| | ms a {result['unit']} | quartiles | first call, s | first call, MiB | share of limits |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in result["contestants"].items():
@@ -159,9 +160,9 @@ def table(result: dict[str, Any]) -> str:
         target = f" (target {ratio['target']:g})" if ratio["target"] else ""
         lines.append(f"{name}: {ratio['factor']:.3g} times {ratio['against']}{target}. ")
     if result["agree"]:
-        lines.append(
-            "Same law: " + ", ".join(f"{name} p = {p:.2g}" for name, p in result["agree"].items()) + "."
-        )
+        is_one = min(result["agree"].values()) > LEAST_P
+        values = ", ".join(f"{name} p = {p:.2g}" for name, p in result["agree"].items())
+        lines.append(f"{'Same law' if is_one else 'NOT THE SAME LAW, nothing is compared'}: {values}.")
     return "\n".join(lines)
 
 

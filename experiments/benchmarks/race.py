@@ -38,14 +38,14 @@ class Contest:
     """Work, who does it, and by which factor each of ours should lead whom.
 
     targets: ours -> (factor, the contestant it counts against, or "" for the fastest of them).
-    agree: ours -> smallest p of what both compute being of one law (1 where it is one number).
+    agree: makes ours -> smallest p of what both compute being of one law; called before anything is timed.
     """
 
     name: str
     unit: str
     contestants: Mapping[str, Contestant]
     targets: Mapping[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
-    agree: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    agree: Callable[[], Mapping[str, float]] = dict
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -58,13 +58,9 @@ def same_law(ours: Any, theirs: Any) -> float:
 
 def race(contest: Contest, rounds: int, limits: Mapping[str, float]) -> dict[str, Any]:
     """Run everybody in turn; medians and quartiles of the seconds a unit takes, ratios, memory, first calls."""
-    seconds: dict[str, list[float]] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, one in contest.contestants.items():
-        first = timed(one.run)
-        extra = resident_of(one.run)  # a second, untimed run: nothing is compiled any more
-        rows[name] = {"first_seconds": round(first, 3), "extra_mib": extra}
-        seconds[name] = []
+    seconds: dict[str, list[float]] = {name: [] for name in contest.contestants}
+    rows = {name: first_call(one.run) for name, one in contest.contestants.items()}
+    agree = dict(contest.agree())
     for _ in range(rounds):
         for name, one in contest.contestants.items():
             seconds[name].append(timed(one.run) / one.units)
@@ -78,7 +74,7 @@ def race(contest: Contest, rounds: int, limits: Mapping[str, float]) -> dict[str
         "rounds": rounds,
         "contestants": rows,
         "absent": dict(contest.absent),
-        "agree": dict(contest.agree),
+        "agree": agree,
         "ratios": ratios(contest, seconds),
     }
 
@@ -113,8 +109,8 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def resident_of(run: Callable[[], Any]) -> float:
-    """MiB by which the process grew at most while it ran."""
+def first_call(run: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a first call, with what it compiles; MiB by which the process grew at most meanwhile."""
     process, done = psutil.Process(), threading.Event()
     before = largest = process.memory_info().rss
 
@@ -125,7 +121,8 @@ def resident_of(run: Callable[[], Any]) -> float:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    run()
+    seconds = timed(run)
     done.set()
     watcher.join()
-    return round((max(largest, process.memory_info().rss) - before) / 2**20, 1)
+    largest = max(largest, process.memory_info().rss)
+    return {"first_seconds": round(seconds, 3), "extra_mib": round((largest - before) / 2**20, 1)}

@@ -33,7 +33,7 @@ def width(setting: Setting) -> Iterator[Contest]:
 def contest(setting: Setting, shape: Shape, targets: dict[str, float], peers: bool) -> Contest:
     """jaxstab's two samplers and everybody else on one shape."""
     many = max(int(setting.scale * 2**26 / (shape.depth * shape.width * shape.batch)) // 32 * 32, 16)
-    few = max(int(setting.scale * 2**29 / (shape.depth * shape.width**2)), 2)
+    few = max(int(setting.scale * 2**27 / (shape.depth * shape.width**2)), 2)
     normals = shape.depth * shape.width**2
     flops = 2.0 * shape.depth * shape.batch * shape.width**2 * (2 if shape.backward else 1)
     contestants = {
@@ -65,7 +65,7 @@ def contest(setting: Setting, shape: Shape, targets: dict[str, float], peers: bo
         "network",
         contestants,
         {name: (factor, against) for name, factor in targets.items()},
-        agreement(shape, contestants, work),
+        lambda: agreement(shape, contestants, work),
         absent_torch(setting),
     )
 
@@ -83,8 +83,7 @@ def agreement(shape: Shape, contestants: dict[str, Contestant], work: dict[str, 
     """Smallest p, over three layers, of each of ours having the first peer's law."""
     peer = next(iter(work.values()))(16 if shape.width > 512 else 64)
     layers = [0, shape.depth // 2, shape.depth - 1]
+    found = {name: one.run() for name, one in contestants.items() if one.is_ours}
     return {
-        name: min(same_law(one.run()[:, layer], peer[:, layer]) for layer in layers)
-        for name, one in contestants.items()
-        if one.is_ours
+        name: min(same_law(rms[:, layer], peer[:, layer]) for layer in layers) for name, rms in found.items()
     }

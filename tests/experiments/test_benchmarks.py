@@ -39,11 +39,12 @@ def test_everybody_runs_in_every_round_and_the_table_tells_all():
     contestants = {
         name: Contestant(lambda name=name: calls.append(name), 2, name == "a") for name in ("a", "b")
     }
-    result = race(Contest("work", "lane", contestants, {"a": (2, "b")}, {"a": 0.5}), 3, {})
-    assert calls == ["a", "a", "b", "b", *["a", "b"] * 3]  # a first call, one for the memory, then in turn
+    result = race(Contest("work", "lane", contestants, {"a": (2, "b")}, lambda: {"a": 0.5}), 3, {})
+    assert calls == ["a", "b"] * 4  # a first call, then in turn
     text = command.table(result)
     for word in ("**work**", "| **a** |", "| b |", "times b (target 2)", "a p = 0.5", "ms a lane"):
         assert word in text
+    assert "NOT THE SAME LAW" in command.table(result | {"agree": {"a": LEAST_P / 2}})
 
 
 def test_the_peers_stacks_have_our_law():

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxstab.errors import UsageError
+from jaxstab.nets import mlp
 from jaxstab.nets.mlp import Mlp, bfloat16_product, dropout, make_mlp
 
 KEY = jax.random.key(0)
@@ -36,7 +37,9 @@ def test_it_is_its_formula():
     np.testing.assert_allclose(model.apply(variables, X), hidden @ kernels[2], rtol=1e-5, atol=1e-6)
 
 
-def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward():
+@pytest.mark.parametrize("has_instruction", [True, False])
+def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward(has_instruction, monkeypatch):
+    monkeypatch.setattr(mlp, "cpu_has_bfloat16", lambda: has_instruction)
     rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)  # noqa: E731
     w, d = jax.random.normal(KEY, (12, 5)), jax.random.normal(jax.random.key(2), (6, 5))
     y, back = jax.vjp(bfloat16_product, X, w)
@@ -55,14 +58,20 @@ def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward():
         )
 
 
-def test_the_classifier_multiplies_in_bfloat16_if_asked_to():
+def test_the_classifier_multiplies_in_bfloat16_if_asked_to(monkeypatch):
     exact, rough = make_mlp((5,), 3), make_mlp((5,), 3, precision="bfloat16")
     variables = exact.init(KEY, X)
-    text = jax.jit(jax.grad(lambda v: rough.apply(v, X).sum())).lower(variables).as_text()
-    products = [line for line in text.splitlines() if "dot_general" in line]
-    assert products
-    assert all("xbf16>, tensor" in line and "xf32>" in line for line in products)
+
+    def products() -> list[str]:
+        text = jax.jit(jax.grad(lambda v: rough.apply(v, X).sum())).lower(variables).as_text()
+        return [line for line in text.splitlines() if "dot_general" in line]
+
+    monkeypatch.setattr(mlp, "cpu_has_bfloat16", lambda: True)
+    assert products()
+    assert all("xbf16>, tensor" in line and "xf32>" in line for line in products())
     np.testing.assert_allclose(rough.apply(variables, X), exact.apply(variables, X), rtol=0.1, atol=0.05)
+    monkeypatch.setattr(mlp, "cpu_has_bfloat16", lambda: False)
+    assert jax.default_backend() != "cpu" or not any("bf16" in line for line in products())
 
 
 def test_the_biases_count_and_start_at_zero():

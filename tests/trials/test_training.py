@@ -237,6 +237,21 @@ def test_it_learns_digits(rates):
     assert learnt.epoch.values.tolist() == [1, 2, 3]
 
 
+def test_a_shared_order_goes_with_products_of_bfloat16():
+    run = functools.partial(
+        jaxstab.train,
+        seeds=2,
+        hidden={"256": (256,)},
+        epochs=1,
+        batch_size=256,
+        order="shared",
+        keep=["train_loss"],
+    )
+    rough, exact = run(precision="bfloat16"), run()
+    np.testing.assert_allclose(rough.train_loss, exact.train_loss, rtol=0.01)
+    assert (rough.train_loss != exact.train_loss).all()
+
+
 def test_status_does_not_depend_on_what_is_kept(rates):
     kept = jaxstab.sweep(
         training.training,
