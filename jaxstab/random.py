@@ -64,6 +64,7 @@ def _is_threefry(key: Array) -> bool:
     return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
+@jax.jit
 def threefry_2x32(key: UInt32[Array, " two"], counter: UInt32[Array, "*shape"]) -> tuple[Array, Array]:
     """Two random words for each counter."""
     words = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
@@ -92,6 +93,7 @@ def _uniform_of(word: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.lax.bitcast_convert_type((word >> np.uint32(9)) | one, jnp.float32) - 1
 
 
+@jax.jit
 def _normal_of(word: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     lowest = np.nextafter(np.float32(-1), np.float32(0))
     x = jnp.maximum(2 * _uniform_of(word) + lowest, lowest)

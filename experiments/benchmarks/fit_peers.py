@@ -144,34 +144,42 @@ class Classifier(nn.Module):
         return nn.Dense(10, kernel_init=init, precision="highest")(h)
 
 
-def classifier_by_optax(data: ImageData, epochs: int, batch_size: int) -> Callable[[int], np.ndarray]:
-    """One jitted epoch, called in a loop over epochs and seeds; mean loss of the last epoch [seed]."""
+def classifier_by_optax(data: ImageData, epochs: int, batch_size: int) -> Callable[..., np.ndarray]:
+    """One jitted epoch, called in a loop over epochs and seeds; mean loss of the last epoch [seed].
+
+    What is returned takes the number of seeds and, if not every seed is to have its own, the orders [epoch, example].
+    """
     model, optimizer = Classifier(), optax.sgd(0.1)
     x, y = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
-    steps = len(x) // batch_size
+    whole = len(x) // batch_size * batch_size
+
+    def step(state: Any, batch: jax.Array) -> tuple[Any, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            logits: Any = model.apply(params, x[batch])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y[batch]).mean()
+
+        value, gradient = jax.value_and_grad(loss)(state[0])
+        change, memory = optimizer.update(gradient, state[1])
+        return (optax.apply_updates(state[0], change), memory), value * len(batch)
 
     @jax.jit
-    def epoch(params: Any, memory: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-        def step(state: Any, batch: jax.Array) -> tuple[Any, jax.Array]:
-            def loss(params: Any) -> jax.Array:
-                logits: Any = model.apply(params, x[batch])
-                return optax.softmax_cross_entropy_with_integer_labels(logits, y[batch]).mean()
+    def epoch(state: Any, order: jax.Array) -> tuple[Any, jax.Array]:
+        state, losses = jax.lax.scan(step, state, order[:whole].reshape(-1, batch_size))
+        total = losses.sum()
+        if whole < len(x):
+            state, last = step(state, order[whole:])
+            total += last
+        return state, total / len(x)
 
-            value, gradient = jax.value_and_grad(loss)(state[0])
-            change, memory = optimizer.update(gradient, state[1])
-            return (optax.apply_updates(state[0], change), memory), value
-
-        order = jax.random.permutation(key, len(x))[: steps * batch_size].reshape(steps, batch_size)
-        (params, memory), losses = jax.lax.scan(step, (params, memory), order)
-        return params, memory, losses.mean()
-
-    def run(seeds: int) -> np.ndarray:
+    def run(seeds: int, orders: Any = None) -> np.ndarray:
         found = []
         for seed in range(seeds):
             params = model.init(jax.random.key(seed), x[:1])
-            memory, loss = optimizer.init(params), jnp.nan
+            state, loss = (params, optimizer.init(params)), jnp.nan
             for number in range(epochs):
-                params, memory, loss = epoch(params, memory, jax.random.key(1000 * seed + number))
+                key = jax.random.key(1000 * seed + number)
+                order = jax.random.permutation(key, len(x)) if orders is None else orders[number]
+                state, loss = epoch(state, order)
             found.append(float(loss))
         return np.array(found)
 
@@ -201,6 +209,6 @@ def classifier_by_torch_func(
         for batch in torch.randperm(len(x), device=device).split(batch_size):
             gradients, values = gradient(params, x[batch], y[batch])
             params = [p - 0.1 * g for p, g in zip(params, gradients, strict=True)]
-            losses.append(values)
-        mean = torch.stack(losses).mean(0)
+            losses.append(values * len(batch) / len(x))
+        mean = torch.stack(losses).sum(0)
     return mean.cpu().numpy()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 import jaxstab
@@ -15,6 +16,7 @@ from experiments.benchmarks import fit_peers, torch_chapter
 from experiments.benchmarks.race import Contest, Contestant, same_law
 from experiments.benchmarks.setting import Setting, absent_torch, best_threads
 from jaxstab.data import images
+from jaxstab.trials import fitting
 
 POWERS, EPOCHS = 4, 400
 DECAY = 3
@@ -110,11 +112,14 @@ def mlp(setting: Setting) -> Iterator[Contest]:
     contestants["optax loop"] = Contestant(partial(optax_loop, 2), 2, float32=flops)
 
     def agree() -> dict[str, float]:
-        peer = optax_loop(24)
         found = {name: ours(*way, ("train_loss", "test_accuracy")) for name, way in ways.items()}
-        exact = found["order per seed"][1]
-        losses = {f"{name}: loss": same_law(loss, peer) for name, (loss, _) in found.items()}
-        return losses | {f"{name}: test accuracy": same_law(x, exact) for name, (_, x) in found.items()}
+        shared = [shared_order(number, len(data.train_images), batch) for number in range(epochs)]
+        peers = {"shared": optax_loop(24, shared), "per_seed": optax_loop(24)}
+        losses = {
+            f"{name}: loss": same_law(found[name][0], peers[order]) for name, (order, _) in ways.items()
+        }
+        accuracy = same_law(found["bfloat16, shared order"][1], found["shared order"][1])
+        return losses | {"bfloat16, shared order: test accuracy": accuracy}
 
     against = "torch loop" if setting.torch is not None else ""
     yield Contest(
@@ -122,6 +127,12 @@ def mlp(setting: Setting) -> Iterator[Contest]:
         contestants, dict(zip(ways, ((1.3, against), (1.0, against), (2.0, against)), strict=True)),
         agree, absent_torch(setting),
     )  # fmt: skip
+
+
+def shared_order(epoch: int, n: int, batch: int) -> np.ndarray:
+    """The order in which `order="shared"` takes n examples in an epoch."""
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), epoch)
+    return np.ravel(fitting.make_batches(key, n, batch).examples)[:n]
 
 
 def _kind(precision: str) -> str:

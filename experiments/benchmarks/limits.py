@@ -47,7 +47,8 @@ def measure(torch: Any = None, device: str = "cpu") -> dict[str, float]:
                 "normals": 16 * z.numel() / best(lambda: ([z.normal_() for _ in range(16)], wait())),
             }
         rates = {kind: max(rate, of_torch.get(kind, 0.0)) for kind, rate in rates.items()}
-    return rates
+    # rounded operands may be multiplied in float32 as well
+    return rates | {"bfloat16": max(rates["bfloat16"], rates["float32"])}
 
 
 def normals_a_second(draw: Callable[..., Any]) -> float:

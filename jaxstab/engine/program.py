@@ -84,7 +84,7 @@ class Program:
 
     def _run_tiles(self, tiles: Any, seeds: Any, hparams: Any, *shared: Any) -> Any:
         """One device's share: arrays come with a leading axis of one device."""
-        run_tile = jax.vmap(lambda seed, h: self.lane(seed, h, *shared))
+        run_tile = jax.jit(jax.vmap(lambda seed, h: self.lane(seed, h, *shared)))  # traced once for both uses
         tile_at = lambda i: jax.tree.map(lambda x: x[0, i], (seeds, hparams))  # noqa: E731
         like = jax.eval_shape(run_tile, *tile_at(0))
         results = jax.tree.map(lambda s: jnp.zeros((self.capacity, *s.shape), s.dtype), like)

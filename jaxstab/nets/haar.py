@@ -49,6 +49,7 @@ def orthonormal_rows(rows: Float[Array, "k n"], tolerance: float = TOLERANCE) ->
     return lq(rows, tolerance)[1]
 
 
+@partial(jax.jit, static_argnames="tolerance")
 def lq(
     rows: Float[Array, "k n"], tolerance: float = TOLERANCE
 ) -> tuple[Float[Array, "k k"], Float[Array, "k n"]]:
@@ -98,6 +99,7 @@ def cholesky(
     return whole(gram)
 
 
+@partial(jax.jit, static_argnames="tolerance")
 def _cholesky_of_batch(gram: Float[Array, "lanes k k"], tolerance: float) -> tuple[Array, Array]:
     """By elimination of [gram, I], the lanes in the last axis: a vector's entries are the same entry of many lanes."""
     k = gram.shape[1]
@@ -154,6 +156,7 @@ def _orthonormalize_panel(block: Float[Array, "p n"], floor: Float[Array, " p"])
     return jax.lax.fori_loop(0, len(block), take_row, block)
 
 
+@jax.jit
 def _polish(frame: Float[Array, "k n"]) -> Float[Array, "k n"]:
     """Nearly orthonormal rows (and zeros) made so to rounding: Q <- (3 I - Q Q') Q / 2, which squares the error."""
     identity = jnp.eye(len(frame))
