@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxstab import machine
 from jaxstab.engine import plan
 from jaxstab.trials.family import Family
 
@@ -34,7 +33,7 @@ def environment(device: Any) -> dict[str, Any]:
         "configuration": {name: str(getattr(jax.config, name, None)) for name in CONFIGURATION},
     }
     if device.platform == "cpu":  # its kind is only "cpu"; sums depend on how many threads XLA cuts them for
-        found |= {"cpu": _cpu_model(), "thread_pool": thread_pool()}
+        found |= {"cpu": machine.cpu_model(), "thread_pool": thread_pool()}
     return found
 
 
@@ -91,15 +90,3 @@ def _digest_arrays(tree: Any) -> str:
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _cpu_model() -> str:
-    """The processor's name: its instructions decide how XLA vectorizes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    stripped = {k.strip(): v.strip() for k, v in fields.items()}
-    flags = hashlib.sha256(" ".join(sorted(stripped.get("flags", "").split())).encode()).hexdigest()[:12]
-    return f"{stripped.get('model name', platform.machine())} ({flags})"

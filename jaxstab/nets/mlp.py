@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab import random
+from jaxstab import machine, random
 from jaxstab.errors import UsageError
 from jaxstab.nets import initializers
 from jaxstab.nets.initializers import Initializer
@@ -58,20 +56,10 @@ def _in_bfloat16(a: Array, b: Array, axis_of_a: int, axis_of_b: int) -> Array:
         a, b = (jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7) for x in (a, b))
         return jax.lax.dot_general(a, b, dimensions, precision=jax.lax.Precision.HIGHEST)
 
-    if cpu_has_bfloat16():
+    if machine.cpu_has_bfloat16():
         return native(a, b)
     # XLA's CPU would do it more slowly, and some of these products not at all ("BF16 x BF16 = F32" in jax 0.10)
     return jax.lax.platform_dependent(a, b, cpu=in_float32, default=native)
-
-
-@functools.cache
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16 (Linux tells; elsewhere False)."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"amx_bf16", "avx512_bf16"})
 
 
 def _product_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
