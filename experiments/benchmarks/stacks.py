@@ -59,12 +59,11 @@ def contest(setting: Setting, shape: Shape, targets: dict[str, float], peers: bo
         name: Contestant(partial(run, few), few, normals=normals, float32=flops) for name, run in work.items()
     }
     kind = "forward and backward" if shape.backward else "forward"
-    against = "torch loop" if setting.torch is not None else ""
     return Contest(
         f"stack {shape.depth} x {shape.width}, batch {shape.batch}, {kind}",
         "network",
         contestants,
-        {name: (factor, against) for name, factor in targets.items()},
+        {name: (factor, "") for name, factor in targets.items()},
         lambda: agreement(shape, contestants, work),
         absent_torch(setting),
     )
