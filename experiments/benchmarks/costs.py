@@ -101,7 +101,10 @@ def make_bare(job: Job, seeds: int) -> Callable[[], np.ndarray]:
 
 
 def cores(setting: Setting) -> Iterator[Contest]:
-    """All CPU devices against one, as users get them without setting anything."""
+    """All cores, as users get them without setting anything, against one; and against one JAX device.
+
+    One device is no core: inside its larger operations XLA has a thread for every core.
+    """
     if jax.local_device_count() == 1:
         return
     families: dict[str, tuple[Callable[..., Any], int, float]] = {
@@ -125,12 +128,31 @@ def cores(setting: Setting) -> Iterator[Contest]:
     }  # fmt: skip
     for name, (run, seeds, target) in families.items():
         lanes = max(int(seeds * setting.scale), 16)
+        one = partial(run, seeds=lanes, devices=1, progress=False)
         contestants = {
-            "one device": Contestant(partial(run, seeds=lanes, devices=1, progress=False), lanes),
-            "all devices": Contestant(partial(run, seeds=lanes, progress=False), lanes, is_ours=True),
+            "one device": Contestant(one, lanes),
+            "all cores": Contestant(partial(run, seeds=lanes, progress=False), lanes, is_ours=True),
         }
-        title = f"{jax.local_device_count()} CPU devices: {name}"
-        yield Contest(title, "lane", contestants, {"all devices": (target, "")})
+        if hasattr(os, "sched_setaffinity"):
+            contestants["one core"] = Contestant(partial(on_one_core, one), lanes)
+        title = f"all {jax.local_device_count()} cores: {name}"
+        yield Contest(title, "lane", contestants, {"all cores": (target, "one core")})
+
+
+def on_one_core(run: Callable[[], Any]) -> Any:
+    """What `run()` returns, with every thread of this process held on one core meanwhile (Linux)."""
+
+    def hold(cores: set[int]) -> None:
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.sched_setaffinity(int(thread.name), cores)
+
+    before = os.sched_getaffinity(0)
+    hold({min(before)})
+    try:
+        return run()
+    finally:
+        hold(before)
 
 
 def compilation(setting: Setting) -> Iterator[Contest]:

@@ -80,7 +80,7 @@ def ours(shape: Shape, sampler: str, networks: int) -> np.ndarray:
 
 def agreement(shape: Shape, contestants: dict[str, Contestant], work: dict[str, Any]) -> dict[str, float]:
     """Smallest p, over three layers, of each of ours having the first peer's law."""
-    peer = next(iter(work.values()))(16 if shape.width > 512 else 64)
+    peer = next(iter(work.values()))(48 if shape.width > 512 else 64)
     layers = [0, shape.depth // 2, shape.depth - 1]
     found = {name: one.run() for name, one in contestants.items() if one.is_ours}
     return {

@@ -7,6 +7,7 @@ compiles once for each Spec and runs each HParams as one more lane of that progr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections import namedtuple
@@ -62,17 +63,17 @@ class Family:
                 f"family {self.name!r}: {sorted(axes_as_dims)} name both a parameter and an output's dimension."
             )
 
-    @property
+    @functools.cached_property
     def spec_types(self) -> dict[str, Any]:
         """Annotation of each static parameter."""
         return _annotations(self.Spec, [f.name for f in dataclasses.fields(self.Spec)])
 
-    @property
+    @functools.cached_property
     def hparam_types(self) -> dict[str, Any]:
         """Annotation of each traced parameter."""
         return _annotations(self.HParams, list(self.HParams._fields))  # type: ignore[attr-defined]
 
-    @property
+    @functools.cached_property
     def parameters(self) -> list[str]:
         """Names that an axis of a space may bear."""
         return [*self.spec_types, *self.hparam_types]

@@ -120,7 +120,7 @@ def test_memory_of_conditioned_stacks_does_not_grow_with_the_matrices():
 
 
 def test_scaling_is_drawn():
-    curves = {panel: {"one": [[1, 2.0], [10, 3.0]]} for panel in scaling.LABELS}
+    curves = {panel: {"explicit": [[1, 2.0], [10, 3.0]]} for panel in scaling.LABELS}
     curves["width"] = {"conditioned": [[64, 1.0], [128, 2.0]]}
     with figures.style():
-        assert len(scaling.plot(curves).axes) == len(scaling.LABELS)
+        assert len(scaling.plot(curves).axes) == len(scaling.LABELS) + 1  # and the legend's
