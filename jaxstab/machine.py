@@ -1,4 +1,4 @@
-"""What Linux tells of the processor."""
+"""What the processor is, and what XLA can do on it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import functools
 import hashlib
 import platform
 from pathlib import Path
-
-BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16"})
+from typing import Any
 
 
 def cpu_model() -> str:
@@ -19,9 +18,36 @@ def cpu_model() -> str:
     return f"{fields.get('model name', platform.machine())} ({flags})"
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16; False where nothing tells."""
-    return not BFLOAT16.isdisjoint(_fields().get("flags", "").split())
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether XLA's CPU backend runs products of bfloat16 with sums in float32; tried once, not read off flags.
+
+    Processors that list the instructions fail at some of these products all the same ("BF16 x BF16 = F32": seen
+    where the left operand is transposed and shared by a batch), so every form is tried that a layer's product
+    and its gradient take, under vmap over either operand.
+    """
+    import jax  # the command line asks for this module's other words before JAX is up
+    import jax.numpy as jnp
+
+    def products(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+        axes = ((1, 0), (1, 1), (0, 0))
+        return [
+            jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)
+            for i, j in axes
+        ]
+
+    def all_forms(one: jax.Array, many: jax.Array) -> list[Any]:
+        batched = [jax.vmap(products, in_axes)(*(many if i == 0 else one for i in in_axes))
+                   for in_axes in ((0, 0), (0, None), (None, 0))]  # fmt: skip
+        return [products(one, one), *batched]
+
+    try:
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            matrix = jnp.ones((16, 16), jnp.bfloat16)
+            results = jax.block_until_ready(jax.jit(all_forms)(matrix, jnp.stack([matrix, matrix])))
+    except RuntimeError:  # no CPU backend, or a product that it has not
+        return False
+    return all(bool((product == 16.0).all()) for product in jax.tree.leaves(results))
 
 
 @functools.cache

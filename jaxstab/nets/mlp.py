@@ -56,9 +56,8 @@ def _in_bfloat16(a: Array, b: Array, axis_of_a: int, axis_of_b: int) -> Array:
         a, b = (jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7) for x in (a, b))
         return jax.lax.dot_general(a, b, dimensions, precision=jax.lax.Precision.HIGHEST)
 
-    if machine.cpu_has_bfloat16():
+    if machine.cpu_multiplies_bfloat16():
         return native(a, b)
-    # XLA's CPU would do it more slowly, and some of these products not at all ("BF16 x BF16 = F32" in jax 0.10)
     return jax.lax.platform_dependent(a, b, cpu=in_float32, default=native)
 
 

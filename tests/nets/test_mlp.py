@@ -39,7 +39,7 @@ def test_it_is_its_formula():
 
 @pytest.mark.parametrize("has_instruction", [True, False])
 def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward(has_instruction, monkeypatch):
-    monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: has_instruction)
+    monkeypatch.setattr(machine, "cpu_multiplies_bfloat16", lambda: has_instruction)
     rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)  # noqa: E731
     w, d = jax.random.normal(KEY, (12, 5)), jax.random.normal(jax.random.key(2), (6, 5))
     y, back = jax.vjp(bfloat16_product, X, w)
@@ -66,11 +66,11 @@ def test_the_classifier_multiplies_in_bfloat16_if_asked_to(monkeypatch):
         text = jax.jit(jax.grad(lambda v: rough.apply(v, X).sum())).lower(variables).as_text()
         return [line for line in text.splitlines() if "dot_general" in line]
 
-    monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "cpu_multiplies_bfloat16", lambda: True)
     assert products()
     assert all("xbf16>, tensor" in line and "xf32>" in line for line in products())
     np.testing.assert_allclose(rough.apply(variables, X), exact.apply(variables, X), rtol=0.1, atol=0.05)
-    monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(machine, "cpu_multiplies_bfloat16", lambda: False)
     assert jax.default_backend() != "cpu" or not any("bf16" in line for line in products())
 
 
