@@ -3,6 +3,17 @@
 Every random scheme goes through `variance_scaling`: Var W = gain^2 scale_var / n, n a fan or their mean.
 `*_normal` are untruncated, as in PyTorch (JAX's own lecun, glorot and he normals are truncated). All is drawn
 and scaled in float32 and then cast, where JAX's own round the scale to the parameters' dtype first.
+
+Which axes serve which convolution (`compute_fans` has the examples):
+
+- Flax's kernels (height, width, in, out): the defaults. PyTorch's (out, in, height, width): in_axis=1, out_axis=0.
+- Grouped, Flax's (height, width, in / groups, out): the defaults give the right fan_in; for fan_out, draw
+  (height, width, in / groups, groups, out / groups) with in_axis=2, out_axis=4, batch_axis=3 and reshape.
+- Depthwise, Flax's (height, width, 1, channels x multiplier): the same with in / groups = 1; for multiplier 1,
+  out_axis=(), batch_axis=-1.
+- Transposed, Flax's (height, width, in, out): the defaults, with `gain` times the root of the strides' product,
+  since an output position meets only one in so many of the kernel's entries; with `transpose_kernel=True`, or
+  PyTorch's (in, out, height, width): in_axis=-1, out_axis=-2, or in_axis=0, out_axis=1.
 """
 
 from __future__ import annotations
@@ -53,7 +64,8 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         "kaiming_normal": Scheme(2.0, "fan_in", "normal"),
         "kaiming_uniform": Scheme(2.0, "fan_in", "uniform"),
         "torch_default": Scheme(1 / 3, "fan_in", "uniform"),
-        "truncated_normal": Scheme(1.0, "fan_in", "truncated_normal"),
+        "truncated_normal": Scheme(1.0, "none", "truncated_normal"),
+        "lecun_truncated_normal": Scheme(1.0, "fan_in", "truncated_normal"),
         "orthogonal": Scheme(1.0, "fan_max", "orthogonal"),
         "constant": Scheme(0.0, "none", "constant"),
     }
@@ -156,17 +168,35 @@ def xavier_uniform(
 
 
 def kaiming_normal(
-    gain: Scalar = 1.0, in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
+    gain: Scalar = 1.0,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: Axes = (),
+    *,
+    mode: str = "fan_in",
 ) -> Initializer:
-    """N(0, 2 gain^2 / fan_in): the factor of ReLU is in it at gain 1. He et al. 2015, eq. 10."""
-    return variance_scaling(*SCHEMES["kaiming_normal"], gain, in_axis, out_axis, batch_axis)
+    """N(0, 2 gain^2 / n), n = fan_in to keep the signal (He et al. 2015, eq. 10) or fan_out the gradient (eq. 14).
+
+    The factor of ReLU is in it at gain 1.
+    """
+    return _kaiming("kaiming_normal", gain, (in_axis, out_axis, batch_axis), mode)
 
 
 def kaiming_uniform(
-    gain: Scalar = 1.0, in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
+    gain: Scalar = 1.0,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: Axes = (),
+    *,
+    mode: str = "fan_in",
 ) -> Initializer:
-    """Uniform within gain sqrt(6 / fan_in) of 0: variance 2 gain^2 / fan_in. He et al. 2015, eq. 10."""
-    return variance_scaling(*SCHEMES["kaiming_uniform"], gain, in_axis, out_axis, batch_axis)
+    """Uniform within gain sqrt(6 / n) of 0: variance 2 gain^2 / n, n as for `kaiming_normal`."""
+    return _kaiming("kaiming_uniform", gain, (in_axis, out_axis, batch_axis), mode)
+
+
+def _kaiming(name: str, gain: Scalar, axes: tuple[Axes, Axes, Axes], mode: str) -> Initializer:
+    require_choice(mode, ("fan_in", "fan_out"), "mode of Kaiming's initialization")
+    return variance_scaling(SCHEMES[name].scale_var, mode, SCHEMES[name].distribution, gain, *axes)
 
 
 def torch_default(
@@ -179,8 +209,19 @@ def torch_default(
 def truncated_normal(
     gain: Scalar = 1.0, in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
 ) -> Initializer:
-    """Normal cut at two sigma, widened to variance gain^2 / fan_in: JAX's own `lecun_normal`."""
+    """Normal cut at two sigma and widened to standard deviation `gain`, whatever the width.
+
+    Of N(0, s^2) cut at 2 s, as JAX's and PyTorch's functions of this name draw it for their standard deviation s, the
+    standard deviation is 0.87963 s: the same law has gain = 0.87963 s here.
+    """
     return variance_scaling(*SCHEMES["truncated_normal"], gain, in_axis, out_axis, batch_axis)
+
+
+def lecun_truncated_normal(
+    gain: Scalar = 1.0, in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
+) -> Initializer:
+    """Normal cut at two sigma, widened to variance gain^2 / fan_in: JAX's own `lecun_normal`."""
+    return variance_scaling(*SCHEMES["lecun_truncated_normal"], gain, in_axis, out_axis, batch_axis)
 
 
 def orthogonal(
@@ -260,13 +301,29 @@ def compute_fans(
 ) -> tuple[float, float]:
     """(fan_in, fan_out) of a weight array; axes that are not named are a receptive field and count in both.
 
-    Errors: UsageError where an axis is not there or has length 0.
+    >>> compute_fans((3, 3, 16, 32))  # Flax: height, width, in, out
+    (144.0, 288.0)
+    >>> compute_fans((32, 16, 3, 3), in_axis=1, out_axis=0)  # PyTorch
+    (144.0, 288.0)
+    >>> compute_fans((3, 3, 4, 4, 8), in_axis=2, out_axis=4, batch_axis=3)  # 4 groups of 4 in, 8 out
+    (36.0, 72.0)
+    >>> compute_fans((3, 3, 1, 16), out_axis=(), batch_axis=-1)  # depthwise
+    (9.0, 9.0)
+    >>> compute_fans((16, 32, 3, 3), in_axis=0, out_axis=1)  # PyTorch, transposed
+    (144.0, 288.0)
+
+    Errors: UsageError where an axis is not there, is named twice, or has length 0.
     """
     if 0 in shape:
         raise UsageError(f"shape {tuple(shape)} has an axis of length 0 and therefore no fans.")
-    n_in, n_out, n_batch = (
-        math.prod(shape[axis] for axis in _axes_of(shape, axes)) for axes in (in_axis, out_axis, batch_axis)
-    )
+    named = [_axes_of(shape, axes) for axes in (in_axis, out_axis, batch_axis)]
+    every = [axis for axes in named for axis in axes]
+    if len(set(every)) < len(every):
+        raise UsageError(
+            f"in_axis={in_axis}, out_axis={out_axis}, batch_axis={batch_axis}: an axis of shape {tuple(shape)} is named"
+            " twice."
+        )
+    n_in, n_out, n_batch = (math.prod(shape[axis] for axis in axes) for axes in named)
     receptive_field = math.prod(shape) / n_in / n_out / n_batch
     return n_in * receptive_field, n_out * receptive_field
 

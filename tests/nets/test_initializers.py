@@ -1,5 +1,6 @@
 """Every scheme against its own law; tolerances are five standard errors of the sample."""
 
+import doctest
 import math
 
 import jax
@@ -14,7 +15,7 @@ from jaxstab.nets import initializers
 SHAPE = (120, 480)
 UNIFORM = ("lecun_uniform", "xavier_uniform", "kaiming_uniform", "torch_default")
 GAUSSIAN = ("normal", "lecun_normal", "xavier_normal", "kaiming_normal")
-DRAWN = (*GAUSSIAN, *UNIFORM, "truncated_normal")
+DRAWN = (*GAUSSIAN, *UNIFORM, "truncated_normal", "lecun_truncated_normal")
 
 # (120, 480): fan_in 120, fan_out 480, mean 300
 NOMINAL_VAR = {
@@ -26,7 +27,8 @@ NOMINAL_VAR = {
     "kaiming_normal": 2 / 120,
     "kaiming_uniform": 2 / 120,
     "torch_default": 1 / 360,
-    "truncated_normal": 1 / 120,
+    "truncated_normal": 1.0,
+    "lecun_truncated_normal": 1 / 120,
 }
 
 
@@ -79,8 +81,9 @@ def test_torch_default_is_bounded_by_one_over_root_fan_in():
 
 
 def test_truncated_normal_is_cut_at_two_sigma_of_the_uncut_normal():
-    bound = 2 / math.sqrt(120) / 0.8796256610342398
-    assert bound * 0.995 < np.abs(draw("truncated_normal")).max() <= bound * (1 + 1e-6)
+    for name, std in (("truncated_normal", 1.0), ("lecun_truncated_normal", 1 / math.sqrt(120))):
+        bound = 2 * std / 0.8796256610342398
+        assert bound * 0.995 < np.abs(draw(name)).max() <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
@@ -88,8 +91,10 @@ def test_normals_are_not_truncated(name):
     assert np.abs(draw(name)).max() > 3.5 * math.sqrt(NOMINAL_VAR[name])
 
 
-def test_normal_and_constant_ignore_the_width():
-    assert draw("normal", (3,)).shape == (3,)
+def test_plain_names_ignore_the_width():
+    for name in ("normal", "truncated_normal"):
+        assert draw(name, (3,)).shape == (3,)
+        assert initializers.weight_std(name, 5, 700) == 1.0
     np.testing.assert_array_equal(draw("constant", (2, 3, 4), gain=0.3), np.full((2, 3, 4), np.float32(0.3)))
     assert initializers.weight_std("constant", 5, 5) == 0.0
 
@@ -212,7 +217,7 @@ def test_factories_refuse_a_vector_for_a_gain(name):
         initializers.resolve(name)(np.ones(2))
 
 
-@pytest.mark.parametrize("name", sorted(set(initializers.NAMES) - {"normal", "constant"}))
+@pytest.mark.parametrize("name", sorted(set(initializers.NAMES) - {"normal", "truncated_normal", "constant"}))
 @pytest.mark.parametrize(("shape", "axes"), [((5,), {}), ((), {}), ((5, 0), {}), ((5, 5), {"in_axis": 2})])
 def test_a_shape_without_fans_is_refused(name, shape, axes):
     with pytest.raises(UsageError) as refusal:
@@ -224,3 +229,83 @@ def test_a_shape_without_fans_is_refused(name, shape, axes):
 def test_integer_weights_are_refused(name):
     with pytest.raises(UsageError, match="int32"):
         initializers.resolve(name)()(jax.random.key(0), (4, 4), jnp.int32)
+
+
+@pytest.mark.parametrize("name", ["kaiming_normal", "kaiming_uniform"])
+def test_kaiming_keeps_the_signal_or_the_gradient(name):
+    for mode, fan in (("fan_in", 300), ("fan_out", 40)):
+        weights = initializers.resolve(name)(mode=mode)(jax.random.key(0), (300, 40))
+        ratio = float(jnp.mean(weights**2)) / (2 / fan)
+        assert abs(ratio - 1) < 5 * math.sqrt(2 / 12000)
+    with pytest.raises(UsageError, match=r"mode of Kaiming's initialization 'fan_avg'.*fan_in, fan_out"):
+        initializers.resolve(name)(mode="fan_avg")
+
+
+@pytest.mark.parametrize("axes", [{"in_axis": -1}, {"batch_axis": 0, "in_axis": 0}, {"in_axis": (0, 0)}])
+def test_an_axis_named_twice_is_refused(axes):
+    with pytest.raises(UsageError, match="named twice"):
+        initializers.compute_fans((3, 4), **axes)
+
+
+def grouped(mode: str, groups: int):
+    """Flax's kernel (3, 3, in / groups, out) of 4 inputs and 8 outputs a group, as the docstring says."""
+
+    def draw_kernel(key):
+        init = initializers.variance_scaling(1.0, mode, "normal", in_axis=2, out_axis=4, batch_axis=3)
+        return init(key, (3, 3, 4, groups, 8)).reshape(3, 3, 4, groups * 8)
+
+    return draw_kernel
+
+
+def depthwise(mode: str, channels: int):
+    def draw_kernel(key):
+        init = initializers.variance_scaling(1.0, mode, "normal", out_axis=(), batch_axis=-1)
+        return init(key, (3, 3, 1, channels))
+
+    return draw_kernel
+
+
+@pytest.mark.parametrize(
+    ("make", "channels", "groups"),
+    [(grouped, 16, 4), (grouped, 4, 1), (depthwise, 24, 24)],
+    ids=["4", "1", "depthwise"],
+)
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+def test_convolutions_keep_the_signal_by_fan_in_and_the_gradient_by_fan_out(make, channels, groups, mode):
+    draw_kernel = make(mode, channels if make is depthwise else groups)
+
+    def factor(key):
+        keys = jax.random.split(key, 3)
+        x, kernel = jax.random.normal(keys[0], (4, 16, 16, channels)), draw_kernel(keys[1])
+        convolve = lambda x: jax.lax.conv_general_dilated(  # noqa: E731
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+        y, pull = jax.vjp(convolve, x)
+        gradient = pull(jax.random.normal(keys[2], y.shape))[0][
+            :, 2:-2, 2:-2
+        ]  # inside, where all taps meet it
+        return jnp.mean(y**2) if mode == "fan_in" else jnp.mean(gradient**2)
+
+    factors = np.asarray(jax.lax.map(factor, jax.random.split(jax.random.key(0), 200)))
+    assert abs(factors.mean() - 1) < 5 * factors.std() / math.sqrt(200)
+
+
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_transposed_convolutions_keep_the_signal_with_the_stride_in_the_gain(transpose_kernel):
+    stride = 2
+    axes = {"in_axis": -1, "out_axis": -2} if transpose_kernel else {}
+    shape = (4, 4, 12, 8) if transpose_kernel else (4, 4, 8, 12)
+
+    def factor(key):
+        keys = jax.random.split(key)
+        x = jax.random.normal(keys[0], (4, 10, 10, 8))
+        kernel = initializers.lecun_normal(gain=stride, **axes)(keys[1], shape)
+        y = jax.lax.conv_transpose(x, kernel, (stride, stride), "SAME", transpose_kernel=transpose_kernel)
+        return jnp.mean(y[:, 4:-4, 4:-4] ** 2)
+
+    factors = np.asarray(jax.lax.map(factor, jax.random.split(jax.random.key(0), 200)))
+    assert abs(factors.mean() - 1) < 5 * factors.std() / math.sqrt(200)
+
+
+def test_the_docstrings_examples_hold():
+    assert doctest.testmod(initializers).failed == 0
