@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.errors import UsageError, require_choice
+from jaxstab.errors import ALIASES, UsageError, require_choice
+from jaxstab.names import spell
 from jaxstab.typing import Activation
 
 _BLOCK = 2**13  # the one length that functions are compiled for
@@ -59,22 +61,43 @@ def resolve(activation: Activation) -> Callable[..., jax.Array]:
     be applied to a float32 vector, changes its shape, returns no floats, or mixes entries (as softmax does).
     """
     if isinstance(activation, str):
-        return ACTIVATIONS[require_choice(activation, ACTIVATIONS, "activation")]
+        return ACTIVATIONS[name_of(activation)]
+    if isinstance(activation, np.ufunc):
+        name = activation.__name__
+        raise UsageError(
+            f"activation np.{name}: NumPy's functions cannot be differentiated; give jax.numpy's, jnp.{name}."
+        )
     try:
+        weakref.ref(activation)
         return _checked(activation)
     except TypeError as error:
-        raise UsageError(f"activation {activation!r} must be hashable: {error}") from None
+        raise UsageError(
+            f"activation {spell(activation)!r} must be hashable and weakly referable: {error}"
+        ) from None
+
+
+def canonicalize(spec: object) -> None:
+    """Replace `activation` of a frozen dataclass by its name here, if it is a name; UsageError for what is none."""
+    activation = spec.activation  # type: ignore[attr-defined]
+    resolve(activation)
+    if isinstance(activation, str):
+        object.__setattr__(spec, "activation", name_of(activation))
 
 
 def name_of(activation: Activation) -> str:
     """The name of an activation: of a known function its own here, of any other callable its `__name__`."""
     if isinstance(activation, str):
-        return require_choice(activation, ACTIVATIONS, "activation")
+        is_jaxs = (
+            activation.isidentifier()
+            and activation not in ALIASES
+            and callable(getattr(jax.nn, activation, None))
+        )
+        hint = f"Give JAX's own as a function, activation=jax.nn.{activation}." if is_jaxs else ""
+        return require_choice(activation, ACTIVATIONS, "activation", hint)
     for name, function in ACTIVATIONS.items():
         if activation is function:
             return name
-    inner = activation.func if isinstance(activation, functools.partial) else activation
-    return str(getattr(inner, "__name__", type(inner).__name__))
+    return spell(activation)
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,9 +120,19 @@ def is_homogeneous(activation: Activation) -> bool:
     Tested on a grid of |x| from 1e-3 to 1e3 and a from 1e-3 to 1e3, to 1e-6 of the scale a |x|, so that a
     callable that computes in float32 passes.
     """
-    if isinstance(activation, str):  # known, so that a sweep of names compiles nothing but its programs
-        return require_choice(activation, ACTIVATIONS, "activation") in HOMOGENEOUS
+    for name, function in ACTIVATIONS.items():  # known, so that a sweep of names compiles only its programs
+        if activation is function or activation == name:
+            return name in HOMOGENEOUS
     return _is_homogeneous(resolve(activation))
+
+
+@functools.lru_cache(maxsize=256)
+def homogeneous_slopes(phi: Callable[..., jax.Array]) -> tuple[float, float] | None:
+    """(a, b) where phi(x) = a x for x > 0 and b x for x < 0; None where phi is not homogeneous."""
+    if not is_homogeneous(phi):
+        return None
+    right, left = evaluate(phi, np.array([1.0, -1.0]))
+    return float(right), -float(left)
 
 
 def max_slope(activation: Activation) -> float:
@@ -117,7 +150,9 @@ def evaluate(function: Callable[..., jax.Array], x: np.ndarray) -> np.ndarray:
     In blocks of one length, so that a function is compiled once.
     """
     flat = np.ravel(x).astype(np.float64)
-    blocks = np.resize(flat, (-(-flat.size // _BLOCK), _BLOCK)) if flat.size else np.zeros((1, _BLOCK))
+    if not flat.size:
+        return np.zeros(np.shape(x))
+    blocks = np.pad(flat, (0, -flat.size % _BLOCK), mode="edge").reshape(-1, _BLOCK)
     with _float64():
         run = _compiled(function)
         values = [run(block) for block in blocks]

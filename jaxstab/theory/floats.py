@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -57,8 +58,19 @@ def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.lax.bitcast_convert_type((jnp.clip(exponent, -126, 127) + 127) << 23, jnp.float32)
 
 
-FLUSHED = ("bfloat16", "float32")
-"""Formats whose subnormals JAX flushes to zero on the CPU; float16's it keeps (jax#16200, jax#37762)."""
+@functools.lru_cache(maxsize=8)
+def flushes_subnormals(dtype: str) -> bool:
+    """Whether a compiled program, on JAX's default device, takes subnormal numbers of `dtype` for zero.
+
+    Found by halving the smallest normal number. CPUs keep float16's, and flush bfloat16's and float32's
+    (jax#16200, jax#37762).
+    """
+    smallest = np.full((8,), _floats(dtype).smallest_normal, jnp.dtype(dtype))
+    with jax.ensure_compile_time_eval():
+        # a product with what is given at run time, which the compiler cannot work out for itself; and
+        # magnified in float64 only, on the host: no comparison on the device then has a subnormal operand
+        half = jax.jit(lambda x, factor: x * factor)(smallest, np.full((8,), 0.5, jnp.dtype(dtype)))
+    return bool(np.all(np.asarray(half).astype(np.float64) == 0))
 
 
 def largest_of(count: int) -> float:
@@ -87,9 +99,9 @@ def first_underflow_layer(
     """The first layer, counting from 1, whose `count` entries are all zero in `dtype`; 0 where there is none.
 
     log10_rms: [..., layer], as for `first_overflow_layer`. flush_subnormals: whether subnormal numbers are
-    taken for zero; None as JAX does on the CPU, where it flushes all but float16's.
+    taken for zero; None as `flushes_subnormals` finds it.
     """
-    flushes = dtype in FLUSHED if flush_subnormals is None else flush_subnormals
+    flushes = flushes_subnormals(dtype) if flush_subnormals is None else flush_subnormals
     largest = _log10_rms(log10_rms) + math.log10(largest_of(count))
     return _first(largest < math.log10(_floats(dtype).vanishing(flushes)))
 
@@ -104,24 +116,31 @@ def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
     Raises UsageError where no single scale does: the layers' scales span more than the format, or the scale
     itself does not fit float32, in which the loss is computed.
     """
+    scale, reason = loss_scale_or_reason(log10_gradient, dtype, count)
+    if reason:
+        raise UsageError(reason)
+    return scale
+
+
+def loss_scale_or_reason(log10_gradient: np.ndarray, dtype: str, count: int) -> tuple[float, str]:
+    """`loss_scale` and '', or NaN and why no single scale does. An unknown dtype and no layers still raise."""
     logs = _log10_rms(log10_gradient).ravel() / math.log10(2)
-    if not np.all(np.isfinite(logs)):
-        raise UsageError(
-            "a loss scale needs finite gradients that are not zero; got log10 rms of inf or NaN."
-        )
     floats = _floats(dtype)
+    if not np.all(np.isfinite(logs)):
+        return math.nan, "a loss scale needs finite gradients that are not zero; got log10 rms of inf or NaN."
     highest = math.log2(floats.overflow) - float(np.max(logs)) - math.log2(largest_of(count))
     lowest = math.log2(floats.smallest_normal) - float(np.min(logs))
     exponent = round((lowest + highest) / 2)
     if not lowest <= exponent < highest:
         span = math.log10(2) * (float(np.ptp(logs)) + math.log2(largest_of(count)))
         holds = math.log10(floats.overflow / floats.smallest_normal)
-        raise UsageError(
-            f"no single loss scale: gradients span {span:.1f} decades and {dtype} holds {holds:.1f}."
+        return (
+            math.nan,
+            f"no single loss scale: gradients span {span:.1f} decades and {dtype} holds {holds:.1f}.",
         )
     if not math.log2(FLOATS["float32"].smallest_normal) <= exponent < math.log2(FLOATS["float32"].overflow):
-        raise UsageError(f"no loss scale: 2^{exponent} is beyond float32, in which the loss is computed.")
-    return 2.0**exponent
+        return math.nan, f"no loss scale: 2^{exponent} is beyond float32, in which the loss is computed."
+    return 2.0**exponent, ""
 
 
 def _floats(dtype: str) -> FloatRange:

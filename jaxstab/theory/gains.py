@@ -94,6 +94,10 @@ def _pytorch_gain(activation: Activation) -> float:
     name = name_of(activation)
     if name not in PYTORCH_GAINS or resolve(activation) is not ACTIVATIONS[name]:
         names = ", ".join(PYTORCH_GAINS)
+        if name in PYTORCH_GAINS:
+            raise UsageError(
+                f"the activation given is not PyTorch's {name!r}, whose gain is kind='pytorch' of the name."
+            )
         raise UsageError(f"PyTorch has no gain for {name!r}. It has one for: {names} (of slope 0.01).")
     return PYTORCH_GAINS[name]
 

@@ -189,7 +189,7 @@ def _homogeneous_limit(
     """The limit of q <- growth q + b: b / (1 - growth), or inf. All arrays [point], w and b squared."""
     growth = w * second_moment(phi, 1.0)
     neutral = np.abs(growth - 1) <= MARGIN
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         limit = np.where((growth < 1) & ~neutral, b / np.abs(1 - growth), np.inf)
     limit = np.where(neutral & (b == 0), start, limit)
     return np.where(start == 0, 0.0, limit)

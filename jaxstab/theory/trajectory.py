@@ -18,8 +18,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.theory.activations import derivative, evaluate, is_homogeneous, max_slope, resolve
-from jaxstab.theory.gaussian import expect_pair, sampled
+from jaxstab.theory.activations import derivative, evaluate, homogeneous_slopes, max_slope, resolve
+from jaxstab.theory.gaussian import expect_pair, sampled, second_moment
 from jaxstab.typing import Activation, Scalar
 
 KINDS = ("plain", "residual", "normalized")
@@ -28,6 +28,7 @@ SATURATED = 0.01
 TINY = 2.0**-126
 """|phi| below this is zero: the smallest normal float32, which is flushed to zero."""
 
+_SETTLED = 1e-13  # a state that a layer moves by no more has settled: quadrature rounds at 1e-15
 _LOG_MIN, _LOG_MAX = math.log(1e-18), math.log(1e18)  # beyond, moments follow the power of q they have there
 
 
@@ -111,15 +112,28 @@ def trajectory(
     arrays = np.broadcast_arrays(*(np.asarray(number, np.float64) for number in numbers))
     w, b, scale, start, cosine = (np.ravel(array) for array in arrays)
     walk = _Walk(resolve(activation), kind, w, b, scale, c0 is not None)
-    state, rows = _State(_log(start), np.zeros_like(start), cosine), []
-    for _ in range(depth):
-        state, row = walk.layer(state)
-        rows.append(row)
-    *columns, log_step, log_local = np.stack(rows, axis=-1)  # each [point, layer]
+    with np.errstate(invalid="ignore", over="ignore"):  # -inf - -inf, of a signal that is zero
+        *columns, log_step, log_local = _rows(walk, _State(_log(start), np.zeros_like(start), cosine), depth)
     after = np.concatenate([log_step[:, 1:], np.zeros_like(log_step[:, :1])], axis=1)
     log_gradient = np.cumsum(after[:, ::-1], axis=1)[:, ::-1]
     columns = (*columns, log_step, log_gradient, log_local + log_gradient)
     return Trajectory(*(column.reshape((*arrays[0].shape, depth)) for column in columns))
+
+
+def _rows(walk: _Walk, state: _State, depth: int) -> np.ndarray:
+    """`_Walk.layer` of every layer: [quantity, point, layer]. Points whose state moves no more are left there."""
+    rows = np.empty((8, len(state.cosine), depth))
+    moving = np.arange(len(state.cosine))
+    for layer in range(depth):
+        rows[..., layer] = rows[..., max(layer - 1, 0)]
+        if not moving.size:
+            rows[..., layer:] = rows[..., [max(layer - 1, 0)]]
+            break
+        after, rows[:, moving, layer] = walk.at(moving).layer(state)
+        changes = [(a != b) & ~(np.abs(a - b) <= _SETTLED) for a, b in zip(after, state, strict=True)]
+        moves = np.any(changes, axis=0)
+        state, moving = _State(*(x[moves] for x in after)), moving[moves]
+    return rows
 
 
 class _State(NamedTuple):
@@ -148,11 +162,15 @@ class _Walk(NamedTuple):
     branch_scale: np.ndarray
     correlates: bool
 
+    def at(self, points: np.ndarray) -> _Walk:
+        """Some of its points."""
+        w, b, scale = (x[points] for x in (self.sigma_w, self.sigma_b, self.branch_scale))
+        return self._replace(sigma_w=w, sigma_b=b, branch_scale=scale)
+
     def layer(self, state: _State) -> tuple[_State, np.ndarray]:
         """The next state, and what `Trajectory` has of it; last ln E[(dL/dW)^2] for a gradient of 1."""
         log_w = 2 * _log(self.sigma_w)
-        with np.errstate(invalid="ignore"):
-            log_linear = np.logaddexp(log_w + state.log_square, 2 * _log(self.sigma_b))
+        log_linear = np.logaddexp(log_w + state.log_square, 2 * _log(self.sigma_b))
         log_q = np.zeros_like(log_linear) if self.kind == "normalized" else log_linear
         moments = _moments(self.phi, log_q)
         slope = moments.log_slope - (log_linear if self.kind == "normalized" else 0.0)
@@ -162,22 +180,20 @@ class _Walk(NamedTuple):
             slope = slope + 2 * _log(self.branch_scale)
             log_step = np.logaddexp(0.0, log_w + slope)
             after = self._add(state, after)
-        zeros = np.zeros_like(log_q) if self.kind == "residual" else _share(self.phi, TINY, log_q)
-        threshold = SATURATED * max_slope(self.phi)
-        saturated = _share(derivative(self.phi), threshold, log_q)
+        zeros, saturated = _shares(self.phi, log_q)
+        if self.kind == "residual":
+            zeros = np.zeros_like(log_q)
         return after, np.stack([log_q, *after, zeros, saturated, log_step, slope + state.log_square])
 
     def _cosine(self, state: _State, log_linear: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         """E[phi(u) phi(v)] / E[phi^2], u and v with the correlation that z has for two inputs."""
         if not self.correlates:
             return np.full_like(log_q, np.nan)
-        own = np.exp(2 * _log(self.sigma_w) + state.log_square - log_linear)  # the weights' share in z
-        scale_free = is_homogeneous(self.phi)  # any q will do, and at 1 nodes are few
-        q = np.exp(np.zeros_like(log_q) if scale_free else np.clip(log_q, _LOG_MIN, _LOG_MAX))
-        nodes = sampled(self.phi)
+        weights = np.exp(2 * _log(self.sigma_w) + state.log_square - log_linear)
+        own = np.where(self.sigma_b == 0, 1.0, weights)  # the weights' share in z
+        q = np.exp(np.clip(log_q, _LOG_MIN, _LOG_MAX))
         correlation = np.clip(own * state.cosine + (1 - own), -1.0, 1.0)
-        with np.errstate(invalid="ignore"):
-            return np.minimum(expect_pair(self.phi, correlation, q) / nodes.mean(nodes.value**2, q), 1.0)
+        return np.minimum(expect_pair(self.phi, correlation, q) / second_moment(self.phi, q), 1.0)
 
     def _add(self, state: _State, branch: _State) -> _State:
         """h + s phi, in units of sqrt(E[h^2])."""
@@ -193,6 +209,15 @@ class _Walk(NamedTuple):
 
 def _moments(phi: Callable[..., jax.Array], log_q: np.ndarray) -> _Moments:
     """Of phi(sqrt(q) z), for any ln q [point]; beyond 1e-18 < q < 1e18 by the power law phi has there."""
+    slopes = homogeneous_slopes(phi)
+    if slopes is not None:
+        right, left = slopes
+        with np.errstate(divide="ignore", invalid="ignore"):
+            square = np.float64(right**2 + left**2) / 2
+            relative = np.nan_to_num((right - left) / np.sqrt(2 * np.pi * square))
+            log_slope = np.where(np.isnan(log_q), np.nan, np.log(square))
+            return _Moments(log_q + np.log(square), relative + 0 * log_slope, log_slope)
+    log_q, inverse = np.unique(log_q, return_inverse=True)
     inside = np.clip(log_q, _LOG_MIN, _LOG_MAX)
     square, mean, slope = _moments_within(phi, np.exp(inside))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -201,9 +226,8 @@ def _moments(phi: Callable[..., jax.Array], log_q: np.ndarray) -> _Moments:
     low, high = _powers(phi)
     beyond = log_q - inside
     power = np.where(beyond < 0, low[:, None], high[:, None])
-    with np.errstate(invalid="ignore"):
-        log_square, log_slope = np.where(beyond == 0, logs, logs + power * beyond)
-    return _Moments(log_square, relative, log_slope)
+    log_square, log_slope = np.where(beyond == 0, logs, logs + power * beyond)
+    return _Moments(log_square[inverse], relative[inverse], log_slope[inverse])
 
 
 def _moments_within(phi: Callable[..., jax.Array], q: np.ndarray) -> np.ndarray:
@@ -222,25 +246,44 @@ def _powers(phi: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
     return np.nan_to_num(powers[:, 0]), powers[:, 1]
 
 
-def _share(function: Callable[..., jax.Array], threshold: float, log_q: np.ndarray) -> np.ndarray:
-    """P(|f(sqrt(q) z)| < threshold), of log_q's shape."""
-    starts_below, edges = _crossings(function, threshold)
+def _shares(phi: Callable[..., jax.Array], log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """P(|phi| < TINY) and P(|phi'| < SATURATED max |phi'|) at sqrt(q) z, each of log_q's shape."""
     sigma = np.exp(np.clip(log_q, _LOG_MIN, _LOG_MAX) / 2)
+    slopes = homogeneous_slopes(phi)
+    if slopes is not None:
+        flat = [abs(slope) < SATURATED * max(map(abs, slopes)) for slope in slopes]
+        zero = [slope == 0 for slope in slopes]
+        return np.where(np.isnan(log_q), np.nan, np.mean(zero)), np.where(
+            np.isnan(log_q), np.nan, np.mean(flat)
+        )
+    thresholds = ((phi, TINY), (derivative(phi), SATURATED * max_slope(phi)))
+    zeros, saturated = (_share(sigma, *_crossings(f, phi, threshold)) for f, threshold in thresholds)
+    resolved = sampled(phi).resolves(sigma)
+    return np.where(resolved, zeros, np.nan), np.where(resolved, saturated, np.nan)
+
+
+def _share(sigma: np.ndarray, starts_below: bool, edges: np.ndarray) -> np.ndarray:
+    """P(|f(sigma z)| is below the threshold), of sigma's shape, from where it crosses it."""
     below = np.full_like(sigma, float(starts_below))
     for i, edge in enumerate(edges):  # P(x > edge) enters with the sign of what changes there
         below += (1.0 if (i % 2 == 1) == starts_below else -1.0) * ndtr(-edge / sigma)
-    return np.where(sampled(function).resolves(sigma), np.clip(below, 0.0, 1.0), np.nan)
+    return np.clip(below, 0.0, 1.0)
 
 
 @functools.lru_cache(maxsize=256)
-def _crossings(function: Callable[..., jax.Array], threshold: float) -> tuple[bool, np.ndarray]:
-    """(whether |f| is below the threshold at the far left, every x where that changes, ascending)."""
-    radius = sampled(function).radius
+def _crossings(
+    function: Callable[..., jax.Array], phi: Callable[..., jax.Array], threshold: float
+) -> tuple[bool, np.ndarray]:
+    """(whether |f| is below the threshold at the far left, every x where that changes, ascending).
+
+    f is phi or its slope: nodes of phi show both.
+    """
+    radius = sampled(phi).radius
     x = np.concatenate([-radius[::-1], radius])
     below = np.abs(evaluate(function, x)) < threshold
     at = np.flatnonzero(below[:-1] != below[1:])
     low, high = x[at], x[at + 1]
-    for _ in range(60):
+    for _ in range(60 if at.size else 0):
         middle = (low + high) / 2
         same = (np.abs(evaluate(function, middle)) < threshold) == below[at]
         low, high = np.where(same, middle, low), np.where(same, high, middle)

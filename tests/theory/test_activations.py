@@ -143,7 +143,10 @@ def test_names():
     assert activations.name_of("gelu") == "gelu"
     assert activations.name_of(jax.nn.relu) == "relu"
     assert activations.name_of(squashed) == "squashed"
-    assert activations.name_of(functools.partial(jax.nn.leaky_relu, negative_slope=0.2)) == "leaky_relu"
+    assert (
+        activations.name_of(functools.partial(jax.nn.leaky_relu, negative_slope=0.2))
+        == "leaky_relu(negative_slope=0.2)"
+    )
 
 
 def test_resolved_names_and_callables():

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from jaxstab.errors import UsageError
 from jaxstab.theory import floats
-from jaxstab.theory.floats import FLOATS, first_overflow_layer, first_underflow_layer, loss_scale
+from jaxstab.theory.floats import (
+    FLOATS,
+    first_overflow_layer,
+    first_underflow_layer,
+    loss_scale,
+    loss_scale_or_reason,
+)
 
 COUNT = 16 * 256
 GROWTH = np.arange(1, 101) * np.log10(16)  # N(0, 1) weights, width 256: 16 a layer
@@ -62,13 +68,28 @@ def test_forecasts_agree_with_arrays_cast_to_the_format(dtype):
         assert first_underflow_layer(log10_rms, dtype, COUNT, flush_subnormals=False) == (vanishes or [0])[0]
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_is_flushed_is_what_a_compiled_program_loses(dtype):
+    """A sixteenth of the smallest normal number, which is exact in each of the formats that keep it."""
+    normal = FLOATS[dtype].smallest_normal
+    small, factor = jnp.asarray(normal * 4, dtype), jnp.asarray(2.0**-6, dtype)
+    product = np.asarray(jax.jit(lambda x, y: x * y)(small, factor)).astype(np.float64)
+    assert floats.flushes_subnormals(dtype) == (product == 0)
+    if not floats.flushes_subnormals(dtype):
+        assert product == normal / 16
+
+
 def test_what_jax_flushes_on_the_cpu():
     if jax.default_backend() != "cpu":
         pytest.skip("a statement about the CPU")
-    for dtype in FLOATS:
-        tiny = jnp.asarray(FLOATS[dtype].smallest_normal, dtype)
-        flushed = float(jax.jit(lambda x: x * 0.5)(tiny).astype(jnp.float32) * 2.0**10) == 0
-        assert flushed == (dtype in floats.FLUSHED)
+    assert [dtype for dtype in FLOATS if floats.flushes_subnormals(dtype)] == ["bfloat16", "float32"]
+
+
+def test_flushing_is_found_while_a_program_is_traced():
+    floats.flushes_subnormals.cache_clear()
+    found = []
+    jax.jit(lambda x: found.append(floats.flushes_subnormals("float16")) or x)(1.0)
+    assert found == [floats.flushes_subnormals("float16")]
 
 
 def test_flushing_brings_the_end_forward():
@@ -80,7 +101,7 @@ def test_flushing_brings_the_end_forward():
 
 def test_forecasts_for_several_trajectories_at_once():
     together = first_overflow_layer(np.stack([GROWTH, -GROWTH, np.full(100, np.nan)]), "float16", COUNT)
-    assert together.tolist() == [4, 0, 0]
+    np.testing.assert_array_equal(together, [4, 0, 0])
     assert first_overflow_layer(GROWTH, "float16", COUNT, headroom=100.0) == 2
 
 
@@ -106,13 +127,27 @@ def test_a_loss_scale_of_gradients_that_need_none_is_small():
     assert loss_scale(np.zeros(5), "float16", COUNT) == 1.0
 
 
-def test_where_no_single_scale_does_it_is_said():
-    with pytest.raises(UsageError, match=r"gradients span 10\.6 decades and float16 holds 9\.0"):
-        loss_scale(np.array([0.0, -10.0]), "float16", COUNT)
-    with pytest.raises(UsageError, match="beyond float32"):
-        loss_scale(np.array([-60.0]), "bfloat16", COUNT)
-    with pytest.raises(UsageError, match="inf or NaN"):
-        loss_scale(np.array([0.0, -np.inf]), "float16", COUNT)
+@pytest.mark.parametrize(
+    ("logs", "dtype", "reason"),
+    [
+        ([0.0, -10.0], "float16", r"gradients span 10\.6 decades and float16 holds 9\.0"),
+        ([-60.0], "bfloat16", "beyond float32"),
+        ([0.0, -np.inf], "float16", "inf or NaN"),
+    ],
+)
+def test_where_no_single_scale_does_it_is_said(logs, dtype, reason):
+    with pytest.raises(UsageError, match=reason) as caught:
+        loss_scale(np.array(logs), dtype, COUNT)
+    scale, said = loss_scale_or_reason(np.array(logs), dtype, COUNT)
+    assert np.isnan(scale)
+    assert said == str(caught.value)
+
+
+def test_where_a_scale_does_there_is_no_reason():
+    logs = np.array([-3.0, -4.0])
+    assert loss_scale_or_reason(logs, "float16", COUNT) == (loss_scale(logs, "float16", COUNT), "")
+    with pytest.raises(UsageError, match="Choices"):
+        loss_scale_or_reason(logs, "float8", COUNT)
 
 
 def test_refusals():

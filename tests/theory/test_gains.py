@@ -64,7 +64,7 @@ def test_where_pytorch_has_none_it_is_said():
     def tanh(x):
         return x
 
-    with pytest.raises(UsageError, match="PyTorch has no gain for 'tanh'"):
+    with pytest.raises(UsageError, match="is not PyTorch's 'tanh'"):
         gain(tanh, "pytorch")  # a namesake
 
 
