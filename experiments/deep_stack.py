@@ -95,9 +95,12 @@ def plot(record: Record) -> dict[str, Figure]:
                 panel.set_ylim((low + high) / 2 - 0.25, (low + high) / 2 + 0.25)
             bad = one.first_bad_layer_forward
             if title == "forward" and bool((bad > 0).any()):
-                panel.axvline(float(bad.median()), color=figures.PUBLISHED, linewidth=1)
+                panel.axvline(float(jaxstab.quantiles(bad, 0.5)), color=figures.PUBLISHED, linewidth=1)
                 panel.annotate(
-                    "float32\nends", (float(bad.median()) + 2, 5), color=figures.PUBLISHED, fontsize=8
+                    "float32\nends",
+                    (float(jaxstab.quantiles(bad, 0.5)) + 2, 5),
+                    color=figures.PUBLISHED,
+                    fontsize=8,
                 )
             panel.set_title(label)
         what = "rms of the layer" if title == "forward" else "rms of the gradient"

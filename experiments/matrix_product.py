@@ -64,7 +64,7 @@ def plot(record: Record) -> dict[str, Figure]:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
     figures.band(left, data.log10_forward_rms, label=f"{data.sizes['seed']} products")
     exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
-    start = float(data.log10_forward_rms.isel(layer=0).median())
+    start = float(jaxstab.quantiles(data.log10_forward_rms.isel(layer=0), 0.5))
     figures.theory(left, data.layer, start + exponent * (data.layer - 1), label="Lyapunov exponent")
     left.set(xlabel="matrices multiplied on", ylabel="log10 rms of the entries", title="growth")
     left.legend(loc="upper left")

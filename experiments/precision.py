@@ -117,7 +117,7 @@ def plot(record: Record) -> dict[str, Figure]:
                 .replace("bad", "not finite")
                 .replace("lost", "all zero")
             )
-            layers = one[what].median("seed")
+            layers = jaxstab.quantiles(one[what], 0.5)
             panel.bar(places, layers, 0.16, label=label)
             panel.plot(
                 places, one[f"{what}_theory"], "_", color=figures.THEORY, markersize=9, markeredgewidth=1.4

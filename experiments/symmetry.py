@@ -154,7 +154,7 @@ def plot(record: Record) -> dict[str, Figure]:
             for dtype, line in zip(DTYPES, ("-", "--"), strict=True):
                 one = record.data.sel(units=units, configuration=name, dtype=dtype)
                 _, distance, _ = figures.quantiles(one.distance)
-                distinct = int(one.distinct.isel(epoch=-1).median())
+                distinct = int(jaxstab.quantiles(one.distinct.isel(epoch=-1), 0.5))
                 label = f"{name}, {dtype}: {distinct} distinct"
                 panel.plot(
                     one.step, np.maximum(distance, floor) * 1.5**number, line, color=f"C{number}", label=label

@@ -154,7 +154,8 @@ def run(config: Config) -> Record:
     )
     data["near_zero"] = (size < NEAR_ZERO).mean("input")
     last = size.isel(epoch=-1)
-    data["sorted_size"] = last.copy(data=np.sort(last, axis=last.dims.index("input"))).median("few_seeds")
+    ordered = last.copy(data=np.sort(last, axis=last.dims.index("input")))
+    data["sorted_size"] = jaxstab.quantiles(ordered, 0.5, "few_seeds")
     return Record(data.drop_vars(["l1", "decay"], errors="ignore").assign_coords(decay=list(DECAYS)))
 
 

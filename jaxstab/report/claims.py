@@ -7,6 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
+import xarray as xr
+
+from jaxstab.engine import summary
 
 VERDICTS = ("consistent", "inconsistent", "not comparable")
 CENTRAL = 99.0
@@ -18,7 +21,8 @@ class Claim:
     """One row of the scoreboard.
 
     `low` and `high` bound the central `level` of the seeds; `percentile` (0 to 100) is where the published
-    number falls among them. A seed that diverged counts as +inf. Numbers that do not exist are None.
+    number falls among them. A seed that diverged stands at the bad end (`jaxstab.quantiles`). Numbers that do not
+    exist are None.
     """
 
     experiment: str
@@ -59,7 +63,8 @@ def make_claim(
     Args:
         experiment: the experiment's name.
         quantity: what was measured, with its unit.
-        sample: [seed]; values that are not finite are diverged seeds and count as +inf.
+        sample: [seed]; NaN and +inf are diverged seeds and count as +inf, or as a DataArray's attribute
+            `diverged_counts_as` says (-inf for an accuracy).
         published: the printed number; None where the source gives none.
         source: where it is printed.
         resolution: half of the last printed digit's unit; values that close to it cannot be told from it.
@@ -68,12 +73,10 @@ def make_claim(
         incomparable: the reason why the source's number is of something else; "" where it is not.
     """
     values = np.asarray(sample, np.float64).ravel()
-    finite = np.isfinite(values)
-    values = np.where(finite, values, np.inf)
-    # "nearest": an average of two neighbours would turn one infinite neighbour into NaN
-    low, median, high = np.quantile(
-        values, ((1 - level) / 2, 0.5, (1 + level) / 2), method="nearest"
-    ).tolist()
+    diverged = summary.is_diverged(values)
+    values = np.where(diverged, getattr(sample, "attrs", {}).get("diverged_counts_as", math.inf), values)
+    ends = ((1 - level) / 2, 0.5, (1 + level) / 2)
+    low, median, high = summary.quantiles(xr.DataArray(values, dims="seed"), ends).values.tolist()
     percentile, verdict = None, "not comparable"
     if published is not None:
         percentile = percentile_of(published, values, resolution)
@@ -82,7 +85,7 @@ def make_claim(
     return Claim(
         experiment=experiment, quantity=quantity, published=published, source=source, median=median, low=low,
         high=high, level=level, percentile=percentile, theory=None if theory is None else float(theory),
-        seeds=values.size, diverged=int((~finite).sum()), verdict=verdict, note=incomparable,
+        seeds=values.size, diverged=int(diverged.sum()), verdict=verdict, note=incomparable,
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import xarray as xr
 
+from jaxstab.engine import summary
+
 STYLE = Path(__file__).with_name("jaxstab.mplstyle")
 MEASURED = "#0b5fa5"
 THEORY = "#222222"
@@ -28,10 +30,8 @@ def style() -> Iterator[None]:
 
 
 def quantiles(values: xr.DataArray, level: float = 0.95, dim: str = "seed") -> tuple[Any, Any, Any]:
-    """(low, median, high) over seeds, a value that is not finite counted as +inf (-inf stays what it is)."""
-    counted = values.where(np.isfinite(values) | (values == -np.inf), np.inf).transpose(..., dim)
-    picks = np.quantile(counted.values, ((1 - level) / 2, 0.5, (1 + level) / 2), axis=-1, method="nearest")
-    low, median, high = (counted.isel({dim: 0}, drop=True).copy(data=pick) for pick in picks)
+    """(low, median, high) over seeds by `summary.quantiles`, which forgets no diverged lane."""
+    low, median, high = summary.quantiles(values, ((1 - level) / 2, 0.5, (1 + level) / 2), dim)
     return low, median, high
 
 
@@ -57,5 +57,5 @@ def histogram(axes: Any, sample: Any, bins: int = 60, **patch: Any) -> None:
 def diverged(values: xr.DataArray, dim: str = "seed") -> str:
     """`` or a remark on how many seeds diverged, for a title."""
     numbers = values.transpose(dim, ...).values.reshape(values.sizes[dim], -1)
-    count = int((~(np.isfinite(numbers) | (numbers == -np.inf))).any(axis=1).sum())
+    count = int(summary.is_diverged(numbers).any(axis=1).sum())
     return f" ({count} of {values.sizes[dim]} seeds diverged)" if count else ""

@@ -41,7 +41,9 @@ class Entry:
 
 def write_netcdf(record: Record, path: Path) -> None:
     """Write the data so that xarray with scipy alone reads it (netCDF 3: no booleans, no integers over 32 bits)."""
-    data = record.data.map(_netcdf3).assign_coords({n: _netcdf3(c) for n, c in record.data.coords.items()})
+    data = record.data.map(_netcdf3, keep_attrs=True).assign_coords(
+        {n: _netcdf3(c) for n, c in record.data.coords.items()}
+    )
     data.attrs = {k: v for k, v in record.data.attrs.items() if isinstance(v, (str, int, float))}
     if record.notes:
         data.attrs["notes"] = "\n".join(record.notes)
