@@ -9,9 +9,12 @@ from .engine.space import sample as sample
 from .engine.space import uniform as uniform
 from .engine.space import zipped as zipped
 from .engine.store import open_store as open_store
+from .engine.summary import quantiles as quantiles
 from .errors import Interrupted as Interrupted
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
+from .report.explanation import Explanation as Explanation
+from .report.explanation import explain as explain
 from .theory.gains import critical_initialization as critical_initialization
 from .theory.gains import gain as gain
 from .trials.family import Family as Family

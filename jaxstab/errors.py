@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 
 class UsageError(ValueError):
     """Input that cannot be meant. Raised before anything is compiled; the command line exits with 2."""
 
 
-def require_choice(value: object, choices: Iterable[str], what: str) -> str:
-    """`value` if it is one of `choices`; otherwise one line with the value, the nearest name and the choices."""
+ALIASES: Mapping[str, str] = MappingProxyType({
+    "swish": "silu", "identity": "linear", "logistic": "sigmoid", "leakyrelu": "leaky_relu",
+    "glorot_normal": "xavier_normal", "glorot_uniform": "xavier_uniform", "he_normal": "kaiming_normal",
+    "he_uniform": "kaiming_uniform", "haar": "orthogonal",
+    "half": "float16", "fp16": "float16", "f16": "float16", "bf16": "bfloat16", "float": "float32",
+    "single": "float32", "fp32": "float32", "f32": "float32",
+    "rnn": "recurrent", "resnet": "residual",
+})  # fmt: skip
+"""What else the field calls a choice -> its name here. Taken wherever that name is a choice."""
+
+
+def require_choice(value: object, choices: Iterable[str], what: str, hint: str = "") -> str:
+    """`value` if it is one of `choices`, or what its alias stands for.
+
+    Otherwise one line with the value, a hint (that given, or the nearest name where a slip of the hand would make it)
+    and the choices.
+    """
     names = list(choices)
-    if isinstance(value, str) and value in names:
-        return value
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"unknown {what} {value!r}.{hint} Choices: {', '.join(names)}.")
+    for name in (value, ALIASES.get(value)) if isinstance(value, str) else ():
+        if name in names:
+            return str(name)
+    near = [name for name in names if value and name.startswith(str(value))]
+    near = near or difflib.get_close_matches(str(value), names, n=1, cutoff=0.7)
+    if not hint and near and _numbers(near[0]) == _numbers(str(value)):  # float64 is no slip of float16
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    raise UsageError(f"unknown {what} {value!r}.{' ' * bool(hint)}{hint} Choices: {', '.join(names)}.")
+
+
+def canonicalize(spec: object, choices: Mapping[str, Iterable[str]]) -> None:
+    """Replace each field of a frozen dataclass by the name of its choice; UsageError for any other."""
+    for field, names in choices.items():
+        object.__setattr__(spec, field, require_choice(getattr(spec, field), names, field))
+
+
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
 
 
 class Interrupted(SystemExit):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxstab import machine
+from jaxstab import machine, names
 from jaxstab.engine import plan
 from jaxstab.trials.family import Family
 
@@ -53,7 +53,7 @@ def describe_groups(
     """Each group as a manifest has it: its configurations, tile and chunk, outputs, program and data."""
     return [
         {
-            "spec": repr(group.spec),
+            "spec": names.describe(group.spec),
             "members": group.members.tolist(),
             "hparams": _digest_arrays(group.hparams),
             "tile": outline.tile,

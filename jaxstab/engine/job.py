@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import psutil
 
-from jaxstab.engine import plan
+from jaxstab.engine import plan, room
 from jaxstab.engine.program import Program, make_program
 from jaxstab.engine.space import Space, parse_seeds
 from jaxstab.errors import UsageError
@@ -49,7 +47,7 @@ class Job:
         self.groups = plan.make_groups(family, space)
         self.seeds = parse_seeds(seeds)
         self.devices = check_devices(devices)
-        self.memory = check_memory(memory)
+        self.memory = room.check_memory(memory)
         self.data = [load_shared(family, group.spec) for group in self.groups]
         self.outlines: list[plan.Outline] = []
         self.programs: list[Program] = []
@@ -58,11 +56,15 @@ class Job:
             names = plan.check_keep(keep, plan.output_names(family, group.spec, arguments))
             platform = self.devices[0].platform
             outline = plan.make_outline(family, group.spec, names, arguments, platform, tile)
+            largest = functools.partial(plan.largest_array, family, keep=names, arguments=arguments)
+            room.require_lane(group.spec, largest, outline.tile, self._room())
             capacity = max(LEAST_TILES, -(-outline.tiles_per_chunk // len(self.devices)))
             self.outlines.append(outline)
             self.programs.append(
                 make_program(family, group.spec, names, outline.tile, capacity, self.devices)
             )
+        lane_bytes = max(outline.lane_bytes for outline in self.outlines)
+        room.require_results(len(space), len(self.seeds), lane_bytes)
         self._shared: dict[int, tuple[Any, ...]] = {}
         self._fitted: set[int] = set()  # groups whose program is known to fit
         self._alone: set[int] = set()  # groups that do not fit beside another chunk's results
@@ -147,18 +149,22 @@ class Job:
         numbers = jax.tree.map(lambda x: x[lanes % len(group.members)], group.hparams)
         return Part(program, program.start(seeds, numbers, self._put_shared(chunk.group)), len(lanes))
 
+    def _room(self) -> float:
+        """Bytes that each device may use."""
+        return room.available_memory(self.devices) if self.memory is None else self.memory / len(self.devices)
+
     def _fit(self, number: int) -> None:
         """Compile a group's program, once, with fewer tiles in flight until it fits the memory there is then."""
         while number not in self._fitted:
             needed = self.programs[number].memory(self._arguments(number), self._put_shared(number))
-            room = available_memory(self.devices) if self.memory is None else self.memory / len(self.devices)
-            if needed <= room:
+            there = self._room()
+            if needed <= there:
                 self._fitted.add(number)
-                if 2 * needed > room:
+                if 2 * needed > there:
                     self._alone.add(number)
                 return
             self._halve(
-                number, f"{needed / 2**20:.0f} MiB a device are needed and {room / 2**20:.0f} are there"
+                number, f"{needed / 2**20:.0f} MiB a device are needed and {there / 2**20:.0f} are there"
             )
 
     def _halve(self, number: int, reason: str) -> None:
@@ -213,22 +219,3 @@ def check_devices(devices: Any) -> tuple[Any, ...]:
     if not chosen or any(d not in local for d in chosen):
         raise UsageError(f"devices={devices!r}: choose how many, or which of {local}.")
     return chosen
-
-
-def check_memory(memory: Any) -> float | None:
-    """Bytes for all devices together, or None for what they have left."""
-    if memory is None:
-        return None
-    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0:
-        raise UsageError(f"memory={memory!r}: a number of bytes above 0 is wanted.")
-    return float(memory)
-
-
-def available_memory(devices: Sequence[Any]) -> float:
-    """Bytes that each device has left; no limit where neither device nor system says."""
-    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return 0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if devices[0].platform == "cpu":
-        return 0.8 * psutil.virtual_memory().available / len(devices)
-    return math.inf

@@ -11,6 +11,11 @@ import xarray as xr
 
 from jaxstab.engine.space import Axis, Dimension, Space
 from jaxstab.trials.family import NOT_RUN, Family
+from jaxstab.trials.outputs import Doc, Output, measured, predicted, spell
+
+WORDS = "words"
+"""Key of a record under which stands what is said of the numbers: no part of what a sweep is."""
+STATUS = Output((), "how the lane ended")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Layout:
     """What names results: the family's words and the sweep's axes. It goes into a store and comes back."""
 
     family: str
-    dims: Mapping[str, tuple[str, ...]]
+    outputs: Mapping[str, Output]
+    docs: Mapping[str, Doc]
     flags: tuple[str, ...]
     space: Space
     seeds: np.ndarray | None
@@ -26,13 +32,14 @@ class Layout:
     @classmethod
     def of(cls, family: Family, space: Space, seeds: np.ndarray | None) -> Layout:
         """The layout of a sweep (or of its theory, which has no seeds)."""
-        return cls(family.name, dict(family.dims), family.flags, space, seeds)
+        rows = predicted(family.outputs) if seeds is None else measured(family.outputs)
+        return cls(family.name, rows, family.docs, family.flags, space, seeds)
 
     def record(self) -> dict[str, Any]:
         """The layout as JSON has it: labels in place of values."""
         return {
             "family": self.family,
-            "dims": {name: list(dims) for name, dims in self.dims.items()},
+            "dims": {name: list(row.dims) for name, row in self.outputs.items()},
             "flags": list(self.flags),
             "dimensions": [
                 {"name": d.name, "axes": {a.name: list(a.labels) for a in d.axes}}
@@ -40,6 +47,10 @@ class Layout:
             ],
             "fixed": {axis.name: axis.labels[0] for axis in self.space.fixed},
             "seeds": [] if self.seeds is None else self.seeds.tolist(),
+            WORDS: {
+                "outputs": {name: _words(row) for name, row in self.outputs.items()},
+                "parameters": {name: list(doc) for name, doc in self.docs.items()},
+            },
         }
 
     @classmethod
@@ -52,8 +63,13 @@ class Layout:
             ),
             tuple(axis(name, [label]) for name, label in record["fixed"].items()),
         )
-        dims = {name: tuple(dims) for name, dims in record["dims"].items()}
-        return cls(record["family"], dims, tuple(record["flags"]), space, np.array(record["seeds"], np.int64))
+        rows = {
+            name: Output(tuple(dims), **_row(record[WORDS]["outputs"][name]))
+            for name, dims in record["dims"].items()
+        }
+        docs = {name: Doc(*doc) for name, doc in record[WORDS]["parameters"].items()}
+        seeds = np.array(record["seeds"], np.int64)
+        return cls(record["family"], rows, docs, tuple(record["flags"]), space, seeds)
 
 
 class Table:
@@ -73,12 +89,15 @@ class Table:
                 dtype = np.dtype(np.float64)  # NaN stands for what a Spec does not have
             fill = NOT_RUN if name == "status" else np.nan if dtype.kind == "f" else 0
             self.arrays[name] = np.full((*lanes, *size), fill, dtype)
+        self.lengths: dict[str, np.ndarray] = {}
 
     def fill(self, lanes: tuple[np.ndarray, ...], values: Mapping[str, np.ndarray]) -> None:
         """Write `values` [lane, ...] at the lanes' (configuration, seed) numbers."""
         for name, value in values.items():
             inside = tuple(slice(n) for n in value.shape[1:])
             self.arrays[name][(*lanes, *inside)] = value
+            for dim, length in zip(self._row(name).dims, value.shape[1:], strict=True):
+                self.lengths.setdefault(dim, np.full(len(self.layout.space), -1, np.int32))[lanes[0]] = length
 
     def dataset(self, attrs: Mapping[str, Any]) -> xr.Dataset:
         """The labelled whole."""
@@ -86,28 +105,72 @@ class Table:
         axes = [d.name for d in space.dimensions] + ([] if layout.seeds is None else ["seed"])
         variables, coordinates = {}, self._coordinates()
         for name, array in self.arrays.items():
-            own = layout.dims.get(name, layout.dims.get(name.removesuffix("_low").removesuffix("_high"), ()))
-            variables[name] = xr.Variable((*axes, *own), array.reshape(space.shape + array.shape[1:]))
-            for dim, length in zip(own, array.shape[array.ndim - len(own) :], strict=True):
-                coordinates[dim] = np.arange(1, length + 1, dtype=np.int32)
+            row = self._row(name)
+            values = array.reshape(space.shape + array.shape[1:])
+            variables[name] = xr.Variable((*axes, *row.dims), values, row.attrs(name))
+            for dim, length in zip(row.dims, array.shape[array.ndim - len(row.dims) :], strict=True):
+                coordinates[dim] = xr.Variable(
+                    dim, np.arange(1, length + 1, dtype=np.int32), _attrs(Doc(dim))
+                )
+        coordinates |= self._counts()
         if "status" in variables:
             flags = np.array([*range(len(layout.flags)), NOT_RUN], np.int8)
             meanings = " ".join([*layout.flags, "not_run"])
-            variables["status"].attrs = {"flag_values": flags, "flag_meanings": meanings}
+            variables["status"].attrs |= {"flag_values": flags, "flag_meanings": meanings}
         return xr.Dataset(variables, coordinates, {"family": layout.family, **attrs})
 
+    def _row(self, name: str) -> Output:
+        return STATUS if name == "status" else self.layout.outputs.get(name, Output())
+
+    def _counts(self) -> dict[str, xr.Variable]:
+        """How many layers (epochs, ...) each configuration has, where that differs: what lies behind is padding."""
+        axes = [d.name for d in self.layout.space.dimensions]
+        found = {}
+        for dim, lengths in self.lengths.items():
+            most = np.max(lengths)
+            counts = np.where(lengths < 0, most, lengths).reshape(
+                self.layout.space.shape
+            )  # not run: not known
+            if np.any(counts < most):
+                words = Doc(f"number of values along {dim}; what lies behind is padding")
+                found[count_name(dim)] = xr.Variable(axes, counts, _attrs(words))
+        return found
+
     def _coordinates(self) -> dict[str, Any]:
+        doc = lambda name: _attrs(self.layout.docs.get(name, Doc(spell(name))))  # noqa: E731
         coordinates: dict[str, Any] = {}
         for dimension in self.layout.space.dimensions:
             if [axis.name for axis in dimension.axes] != [dimension.name]:
-                coordinates[dimension.name] = np.arange(len(dimension), dtype=np.int32)
+                number = np.arange(len(dimension), dtype=np.int32)
+                coordinates[dimension.name] = xr.Variable(dimension.name, number, doc(dimension.name))
             for axis in dimension.axes:
-                coordinates[axis.name] = (dimension.name, _column(axis.labels))
+                column = _column(axis.labels)
+                coordinates[axis.name] = xr.Variable(dimension.name, column, doc(axis.name))
         for axis in self.layout.space.fixed:
-            coordinates[axis.name] = axis.labels[0]
+            coordinates[axis.name] = xr.Variable((), axis.labels[0], doc(axis.name))
         if self.layout.seeds is not None:
-            coordinates["seed"] = self.layout.seeds.astype(np.int32)
+            words = Doc("seed of a lane's random numbers")
+            coordinates["seed"] = xr.Variable("seed", self.layout.seeds.astype(np.int32), _attrs(words))
         return coordinates
+
+
+def count_name(dim: str) -> str:
+    """The coordinate that says how many values along `dim` a configuration has."""
+    return f"{dim}_count"
+
+
+def _attrs(doc: Doc) -> dict[str, str]:
+    return {"long_name": doc.long_name, "units": doc.units}
+
+
+def _words(row: Output) -> dict[str, Any]:
+    """What a row says beside its dimensions, as JSON has it."""
+    return {**dataclasses.asdict(row), "dims": None, "diverged": repr(row.diverged)}
+
+
+def _row(words: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in words.items() if name != "dims"}
+    return {**given, "diverged": float(given["diverged"])}
 
 
 def _column(labels: Sequence[Any]) -> np.ndarray:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from jaxstab.engine import room
 from jaxstab.engine.space import Space
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.trials.family import Family, Outputs
@@ -28,6 +29,7 @@ MOST_ACCELERATOR_LANES = 1024
 CHUNK_WORK = 2e11
 CHUNK_BYTES = 16 * 2**20
 LOOPS = ("scan", "while")
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Outline:
     tile: int
     tiles_per_chunk: int
 
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of one lane's results."""
+        return sum(math.prod(s.shape) * s.dtype.itemsize for s in self.outputs.values())
+
 
 def kept_lane(family: Family, spec: Any, keep: tuple[str, ...] | None) -> Any:
     """The function of one lane: (seed, hparams, *shared) -> its kept outputs and its status."""
@@ -75,9 +82,10 @@ def kept_lane(family: Family, spec: Any, keep: tuple[str, ...] | None) -> Any:
         key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
         outputs = dict(trial(key, hparams, *shared))
         own_status = outputs.pop("status", None)
+        # of all outputs: a lane's fate is the same whatever is kept
+        status = family.lane_status(outputs) if own_status is None else jnp.asarray(own_status)
         kept = {name: jnp.asarray(outputs[name]) for name in sorted(keep if keep is not None else outputs)}
-        status = family.lane_status(kept) if own_status is None else jnp.asarray(own_status).astype(jnp.int8)
-        return {**kept, "status": status}
+        return {**kept, "status": status.astype(jnp.int8)}
 
     return lane
 
@@ -102,6 +110,16 @@ def trace(
     family: Family, spec: Any, keep: tuple[str, ...] | None, arguments: Arguments
 ) -> tuple[ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
     """The jaxpr of one lane and the shapes of its outputs, traced once. Nothing is compiled."""
+    try:
+        return _trace(family, spec, keep, arguments)
+    except OverflowError:
+        advice = room.smaller(spec, lambda other: bool(_trace(family, other, keep, arguments)))
+        raise UsageError(
+            f"{room.sizes(spec)}: an array of 2^31 entries or more, which none can hold; {advice}."
+        ) from None
+
+
+def _trace(family: Family, spec: Any, keep: tuple[str, ...] | None, arguments: Arguments) -> Any:
     seed = jax.ShapeDtypeStruct((), np.uint32)
     given = jax.tree.unflatten(arguments.structure, arguments.leaves)
     return jax.make_jaxpr(kept_lane(family, spec, keep), return_shape=True)(seed, *given)
@@ -125,7 +143,7 @@ def check_keep(keep: Any, names: list[str]) -> tuple[str, ...]:
 def check_dims(family: Family, outputs: dict[str, jax.ShapeDtypeStruct]) -> None:
     """Refuse an output whose axes the family does not name."""
     for name, shape in outputs.items():
-        dims = family.dims.get(name, ())
+        dims = () if name == "status" else family.dims.get(name, ())
         if len(dims) != len(shape.shape):
             raise UsageError(
                 f"family {family.name!r}: output {name!r} has shape {shape.shape}, but dims names {dims} for it."
@@ -141,11 +159,19 @@ def make_outline(
     check_dims(family, outputs)
     if tile is None:
         tile = _tile(closed.jaxpr, platform)
-    bytes_per_lane = sum(math.prod(s.shape) * s.dtype.itemsize for s in outputs.values())
+    outline = Outline(outputs, tile, 2)
     by_work = CHUNK_WORK / (tile * max(_work(closed.jaxpr), 1.0))
-    by_bytes = CHUNK_BYTES / (tile * bytes_per_lane)
+    by_bytes = CHUNK_BYTES / (tile * outline.lane_bytes)
     tiles = _power_of_two_below(min(by_work, by_bytes))
-    return Outline(outputs, tile, min(max(tiles, 2), 256))
+    return dataclasses.replace(outline, tiles_per_chunk=min(max(tiles, 2), 256))
+
+
+def largest_array(family: Family, spec: Any, keep: tuple[str, ...], arguments: Arguments) -> int:
+    """Bytes of the largest array that one lane cannot do without: what loops carry or stack, products' operands.
+
+    What is written elementwise does not count: the compiler may never have it as a whole.
+    """
+    return max(_wholes(trace(family, spec, keep, arguments)[0].jaxpr), default=0)
 
 
 def check_tile(tile: Any) -> int | None:
@@ -178,6 +204,16 @@ def _arrays(jaxpr: Jaxpr, in_loop: bool) -> Iterator[tuple[int, bool]]:
             yield from _arrays(sub, in_loop or equation.primitive.name in LOOPS)
         if not inner:  # a loop's own results are its stacked outputs, which no iteration touches as a whole
             yield from ((_bytes(v.aval), in_loop) for v in equation.outvars)
+
+
+def _wholes(jaxpr: Jaxpr) -> Iterator[int]:
+    for equation in jaxpr.eqns:
+        for sub in _subprograms(equation.params):
+            yield from _wholes(sub)
+        if equation.primitive.name in LOOPS:
+            yield from (_bytes(v.aval) for v in equation.outvars)
+        if equation.primitive.name in PRODUCTS:
+            yield from (_bytes(v.aval) for v in (*equation.invars, *equation.outvars))
 
 
 def _work(jaxpr: Jaxpr) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -17,10 +18,12 @@ import xarray as xr
 from jaxstab.engine import identity
 from jaxstab.engine.job import Chunk, Job
 from jaxstab.engine.label import Layout, Table
-from jaxstab.engine.space import Space, grid
+from jaxstab.engine.space import Space, grid, parse_seeds
 from jaxstab.engine.store import Store
 from jaxstab.errors import Interrupted, UsageError
 from jaxstab.trials.family import Family
+from jaxstab.trials.outputs import Output
+from jaxstab.trials.prediction import Vectorized
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.training import training
 
@@ -45,8 +48,10 @@ def sweep(
         family: what to run (`jaxstab.propagation`, or your own made with `@jaxstab.family`).
         space: of `jaxstab.grid`, `zipped` or `sample`, or a product of them.
         seeds: N for 0..N-1, or distinct integers in [0, 2^31). A seed's key is the same for every configuration.
-        keep: names of the outputs wanted; the others are neither computed nor stored. None for all.
-        store: a folder to keep finished chunks in; the same call on the same folder resumes.
+        keep: names of the outputs wanted; the others are not stored, and computed only where `status` needs them,
+            which is always there and never depends on `keep`. None for all.
+        store: a folder to keep finished chunks in; the same call on the same folder resumes. More seeds make it
+            grow, fewer are read from it.
         devices: how many local devices, or which; None for all.
         memory: bytes that may be used, of all devices together; None for what they have left.
         tile: lanes a tile; None for the rule that follows from the Spec. Results depend on it in the last bits.
@@ -73,17 +78,22 @@ def sweep(
         raise UsageError(
             f"store=None with {count} processes: each would run it all; give a folder they share."
         )
-    job = Job(family, space, seeds, keep, devices, tile, memory)
+    wanted = parse_seeds(seeds)
+    held = None if store is None else Store(store).seeds()
+    # a store that holds these seeds among others is asked for them, not refused
+    is_part = held is not None and len(held) > len(wanted) and bool(np.isin(wanted, held).all())
+    job = Job(family, space, held if is_part else wanted, keep, devices, tile, memory)
     layout = Layout.of(family, space, job.seeds)
     table = Table(layout, [outline.outputs for outline in job.outlines])
-    with _bar(job, progress) as bar:
+    with _bar(job, wanted, progress) as bar:
         if store is None:
             for chunk, values in job.run(job.chunks()):
                 table.fill(job.lanes_of(chunk), values)
                 bar.update(chunk.lanes)
         else:
-            _run_stored(job, layout, table, Store(store), bar)
-    return table.dataset({"programs": len(job.groups)} | ({} if store is None else {"store": str(store)}))
+            _run_stored(job, wanted, layout, table, Store(store), bar)
+    data = table.dataset({"programs": len(job.groups)} | ({} if store is None else {"store": str(store)}))
+    return data.sel(seed=wanted) if is_part else data
 
 
 def propagate(seeds: Any = 32, **axes: Any) -> xr.Dataset:
@@ -106,22 +116,47 @@ def predict(space: Space | None = None, *, family: Family = propagation, **axes:
     if family.predict is None:
         raise UsageError(f"family {family.name!r} has no theory.")
     space = grid(**axes) if space is None else space
-    predicted = [family.predict(*family.configure(settings)) for settings in space.configurations()]
-    arrays = [{name: np.asarray(value) for name, value in one.items()} for one in predicted]
-    table = Table(Layout.of(family, space, None), arrays)
-    for number, one in enumerate(arrays):
-        table.fill((np.array([number]),), {name: value[None] for name, value in one.items()})
-    return table.dataset({"source": "theory"})
+    groups: dict[Any, dict[int, Any]] = {}
+    for number, settings in enumerate(space.configurations()):
+        spec, hparams = family.configure(settings)
+        groups.setdefault(spec, {})[number] = hparams
+    values = {}  # arrays [configuration, ...] of each Spec's configurations
+    for spec, lanes in groups.items():
+        if isinstance(family.predict, Vectorized):
+            hparams = family.HParams(*(np.array(column) for column in zip(*lanes.values(), strict=True)))
+            values[spec] = dict(family.predict.many(spec, hparams))
+        else:
+            each = [family.predict(spec, hparams) for hparams in lanes.values()]
+            values[spec] = {name: np.array([one[name] for one in each]) for name in each[0]}
+    words = {name for one in values.values() for name, array in one.items() if array.dtype.kind == "U"}
+    texts = {name: np.full(len(space), "", object) for name in words}
+    for spec, lanes in groups.items():
+        for name in words:
+            texts[name][list(lanes)] = values[spec].pop(name)
+    layout = Layout.of(family, space, None)  # a user's family may not say of which outputs it has a theory
+    layout = dataclasses.replace(layout, outputs={**family.outputs, **layout.outputs})
+    table = Table(layout, [{k: x[0] for k, x in one.items()} for one in values.values()])
+    for spec, lanes in groups.items():
+        table.fill((np.array(list(lanes)),), values[spec])
+    data = table.dataset({"source": "theory"})
+    dims = [dimension.name for dimension in space.dimensions]
+    rows = table.layout.outputs
+    return data.assign({
+        name: (dims, text.astype(str).reshape(space.shape), rows.get(name, Output()).attrs(name))
+        for name, text in texts.items()
+    })  # fmt: skip
 
 
-def _bar(job: Job, progress: bool | None) -> tqdm.tqdm:
-    total = len(job.space) * len(job.seeds)
+def _bar(job: Job, wanted: np.ndarray, progress: bool | None) -> tqdm.tqdm:
+    total = len(job.space) * len(wanted)
     disable = None if progress is None else not progress
     return tqdm.tqdm(total=total, unit=" networks", desc=job.family.name, disable=disable, leave=False)
 
 
-def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.tqdm) -> None:
-    """Take what the store holds, run this process's share of the rest, and write each chunk as it ends."""
+def _run_stored(
+    job: Job, wanted: np.ndarray, layout: Layout, table: Table, store: Store, bar: tqdm.tqdm
+) -> None:
+    """Take what the store holds of the wanted seeds, run this process's share of the rest, write each chunk."""
     process, processes = jax.process_index(), jax.process_count()
     groups = identity.describe_groups(job.family, job.groups, job.outlines, job.data)
     manifest = {
@@ -133,7 +168,8 @@ def _run_stored(job: Job, layout: Layout, table: Table, store: Store, bar: tqdm.
         store.begin(manifest)
         number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
         present = store.chunks()
-        missing = _take(job, table, store, bar, list(number_of))
+        asked = [chunk for chunk in number_of if np.isin(job.seeds[job.lanes_of(chunk)[1]], wanted).any()]
+        missing = _take(job, table, store, bar, asked)
         own = [chunk for chunk in missing if number_of[chunk] % processes == process]
         done = 0
         with contextlib.closing(job.run(own, stop=lambda: caught)) as results:

@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstab.engine import room
 from jaxstab.errors import UsageError
+from jaxstab.names import name_of_callable, spell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,10 @@ def grid(**axes: Any) -> Space:
     for axis in made.values():
         if len(set(axis.labels)) < len(axis.labels):
             repeated = next(label for label in axis.labels if axis.labels.count(label) > 1)
-            raise UsageError(f"axis {axis.name!r}: {repeated!r} stands there twice.")
+            cure = f"; tell them apart by labels: {axis.name}={{'first': ..., 'second': ...}}" if any(
+                callable(value) for value in axis.values
+            ) else ""  # fmt: skip
+            raise UsageError(f"axis {axis.name!r}: {repeated!r} stands there twice{cure}.")
     varying = tuple(Dimension(name, (axis,)) for name, axis in made.items() if not _is_scalar(axes[name]))
     return Space(varying, tuple(axis for name, axis in made.items() if _is_scalar(axes[name])))
 
@@ -207,10 +212,12 @@ def _axis(name: str, value: Any) -> Axis:
 
 def _label(name: str, value: Any) -> Any:
     if callable(value):
-        return getattr(value, "__name__", repr(value))
+        return name_of_callable(value)
     if isinstance(value, (str, bool, int, float)):
         return value
-    raise UsageError(f"axis {name!r}: {value!r} is no scalar; give it a label: {name}={{'label': value}}.")
+    raise UsageError(
+        f"axis {name!r}: {spell(value)} is no scalar; give it a label: {name}={{'label': value}}."
+    )
 
 
 def parse_seeds(seeds: Any) -> np.ndarray:
@@ -218,10 +225,15 @@ def parse_seeds(seeds: Any) -> np.ndarray:
     if isinstance(seeds, bool) or (np.ndim(seeds) == 0 and not isinstance(seeds, (int, np.integer))):
         raise UsageError(f"seeds={seeds!r}: a whole number or distinct whole numbers are wanted.")
     if isinstance(seeds, (int, np.integer)):
-        if seeds < 1:
-            raise UsageError(f"seeds={seeds}: at least 1 is wanted.")
-        seeds = range(int(seeds))
-    found = np.asarray(list(seeds))
+        if not 1 <= seeds <= 2**31:
+            raise UsageError(f"seeds={seeds}: at least 1 and at most 2^31 is wanted.")
+        most = int(room.host_memory() / 32)  # 8 bytes a seed, and some room to handle them
+        if seeds > most:
+            raise UsageError(
+                f"seeds={seeds}: their numbers alone do not fit this machine's memory; {most} would."
+            )
+        return np.arange(seeds, dtype=np.int64)
+    found = np.asarray(seeds if isinstance(seeds, (np.ndarray, range)) else list(seeds))
     if not found.size:
         raise UsageError("seeds is empty: at least 1 is wanted.")
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxstab.engine.label import Layout, Table
+from jaxstab.engine.label import WORDS, Layout, Table
 from jaxstab.errors import UsageError
+from jaxstab.names import CALLABLE
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CHUNK_NAME = re.compile(r"(\d+)-(\d{6})-([0-9a-f]{64})\.npz")
 
@@ -104,6 +106,12 @@ class Store:
         if grown:
             self._write(MANIFEST, (json.dumps(wanted, indent=1) + "\n").encode())
 
+    def seeds(self) -> np.ndarray | None:
+        """The seeds of the sweep that the folder holds, int64; None where it holds none."""
+        if not (self.path / MANIFEST).exists():
+            return None
+        return np.array(self.read_manifest()["layout"]["seeds"], np.int64)
+
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or one line why there is none to read."""
         path = self.path / MANIFEST
@@ -119,8 +127,9 @@ class Store:
                 f"store {self.path}: {MANIFEST} is damaged (not the JSON that was written)."
             ) from None
         if schema != SCHEMA:
+            which = "a later" if isinstance(schema, int) and schema > SCHEMA else "an earlier"
             raise StoreError(
-                f"store {self.path}: written by schema {schema}, this jaxstab knows {SCHEMA}; upgrade jaxstab."
+                f"store {self.path}: schema {schema}, written by {which} jaxstab; this one knows {SCHEMA}."
             )
         if _digest(manifest) != manifest.get("digest"):
             raise StoreError(
@@ -256,18 +265,27 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+UNCOMPARED = frozenset({"digest", WORDS, CALLABLE})
+"""What two manifests of one sweep may differ in: what is said of the numbers, and what callables are called."""
+EXPLAINED = {
+    "program": "the program is another (a callable, the trial or jaxstab itself has changed)",
+    "data": "the data that every lane reads are others",
+    "hparams": "the numbers of its configurations are others",
+}
+
+
 def _first_difference(found: Any, wanted: Any, place: str = "") -> str:
     """Where two manifests differ first, in words; '' where they do not."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *(k for k in found if k not in wanted)]:
-            if key == "digest":
+            if key in UNCOMPARED:
                 continue
             name = f"{place}.{key}" if place else key
             if key not in found or key not in wanted:
                 return f"{name} is only in {'this call' if key in wanted else 'the store'}"
             difference = _first_difference(found[key], wanted[key], name)
             if difference:
-                return difference
+                return f"{place}: {EXPLAINED[key]}" if key in EXPLAINED else difference
         return ""
     if isinstance(found, list) and isinstance(wanted, list):
         if len(found) != len(wanted):
@@ -276,9 +294,18 @@ def _first_difference(found: Any, wanted: Any, place: str = "") -> str:
         return next(
             (d for i, pair in enumerate(pairs) if (d := _first_difference(*pair, f"{place}[{i}]"))), ""
         )
-    return "" if found == wanted else f"{place} was {_shortened(found)} and is now {_shortened(wanted)}"
+    texts = json.dumps(found), json.dumps(wanted)
+    if found == wanted or texts[0] == texts[1]:  # NaN equals itself here
+        return ""
+    return f"{place} was {_excerpt(*texts)} and is now {_excerpt(*texts[::-1])}"
 
 
-def _shortened(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _excerpt(text: str, other: str) -> str:
+    """`text` if it is short, else the part where it begins to differ from `other`."""
+    if len(text) <= 60:
+        return text
+    same = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
+    )
+    start = max(0, same - 20)
+    return "..." * (start > 0) + text[start : start + 54] + "..." * (start + 54 < len(text))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab import random
-from jaxstab.errors import UsageError, require_choice
+from jaxstab.errors import UsageError, canonicalize
 from jaxstab.nets import conditioned, initializers
 from jaxstab.theory import activations
 from jaxstab.theory.floats import power_of_two
@@ -60,10 +60,8 @@ class Stack:
     precision: str
 
     def __post_init__(self) -> None:
-        activations.resolve(self.activation)
-        require_choice(self.init, initializers.NAMES, "init")
-        require_choice(self.kind, KINDS, "kind")
-        require_choice(self.sampler, SAMPLERS, "sampler")
+        activations.canonicalize(self)
+        canonicalize(self, {"init": initializers.NAMES, "kind": KINDS, "sampler": SAMPLERS})
         if self.sampler == "dense":
             return
         if self.init not in CONDITIONED:

@@ -13,13 +13,10 @@ import xarray as xr
 
 from jaxstab.engine.space import Space
 from jaxstab.errors import UsageError
+from jaxstab.names import spell
 from jaxstab.report import figures
-from jaxstab.theory import gains, meanfield
-from jaxstab.trials.prediction import has_theory, sigmas
-from jaxstab.trials.propagation import propagation
+from jaxstab.report.explanation import explain
 
-KEPT_GRADIENT = (-6.0, 3.0)
-"""log10 of the range that gradients should stay in, [1e-6, 1e3], of the lecture notes."""
 SHOWN = ("log10_forward_rms", "log10_backward_rms")
 
 
@@ -32,25 +29,26 @@ def show(
     configurations = list(space.configurations())
     if plot is not None:
         draw(flat[0], flat[1], configurations, plot)  # type: ignore[arg-type]
-    texts = [explain(settings) for settings in configurations]
+    explained = [explain(**settings) for settings in configurations]
     if as_json:
         rows = [
             {
                 "settings": {k: _plain(v) for k, v in s.items()},
-                "explanation": text,
+                "explanation": one.text(pick(flat, i)[0]),
+                "facts": one.record(),
                 "layers": rows_of(*pick(flat, i)),
             }
-            for i, (s, text) in enumerate(zip(configurations, texts, strict=True))
+            for i, (s, one) in enumerate(zip(configurations, explained, strict=True))
         ]
         say(json.dumps({"configurations": rows}, allow_nan=False))
         return 0
-    for i, (settings, text) in enumerate(zip(configurations, texts, strict=True)):
+    for i, (settings, one) in enumerate(zip(configurations, explained, strict=True)):
         say(
             ("" if i == 0 else "\n")
             + (", ".join(f"{k}={_plain(v)}" for k, v in settings.items()) or "defaults")
         )
         say(table(rows_of(*pick(flat, i))))
-        say("\n" + text)
+        say("\n" + one.text(pick(flat, i)[0]))
     if plot is not None:
         say(f"\npicture: {plot}")
     return 0
@@ -95,66 +93,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             line += f" {middle:>28} {spell(row[name + '_theory']):>8}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def explain(settings: dict[str, Any]) -> str:
-    """What happens to a stack, why, and which gain would mend it, by mean-field theory."""
-    spec, hparams = propagation.configure(settings)
-    if not has_theory(spec):
-        return f"No theory is known for kind={spec.kind}, init={spec.init}: what is measured is all there is to say."
-    assert propagation.predict is not None
-    predicted = propagation.predict(spec, hparams)
-    sigma_w, sigma_b = sigmas(spec, hparams)
-    text = [f"Each weight has standard deviation {sigma_w:.4g}/sqrt({spec.width}), each bias {sigma_b:.4g}."]
-    forward, backward = predicted["log10_forward_rms"], predicted["log10_backward_rms"]
-    text.append(_describe_forward(forward))
-    total = float(backward[0])
-    fate = (
-        "vanishes"
-        if total < KEPT_GRADIENT[0]
-        else "explodes"
-        if total > KEPT_GRADIENT[1]
-        else "stays in [1e-6, 1e3]"
-    )
-    text.append(f"Over {spec.depth} layers the gradient changes by 10^{total:+.2f}: it {fate}.")
-    if spec.kind in ("plain", "recurrent"):
-        text.append(_describe_phase(spec, hparams, sigma_w, sigma_b))
-    else:
-        text.append(f"(A {spec.kind} stack has no critical gain of its own: each layer multiplies it by "
-                    f"10^{float(backward[0] - backward[min(1, spec.depth - 1)]):+.4f} at the bottom.)")  # fmt: skip
-    ends = [
-        f"{direction} {'overflows' if what == 'bad' else 'is all zero'} in layer {int(predicted[name])}"
-        for direction in ("forward", "backward") for what in ("bad", "lost")
-        if predicted[name := f"first_{what}_layer_{direction}"] > 0
-    ]  # fmt: skip
-    if ends:
-        text.append(f"In {spec.dtype} " + ", ".join(ends) + ".")
-    return " ".join(text)
-
-
-def _describe_forward(log10_rms: np.ndarray) -> str:
-    last, step = float(log10_rms[-1]), float(log10_rms[-1] - log10_rms[max(len(log10_rms) - 2, 0)])
-    if abs(step) < 1e-3:
-        return f"The signal settles at an rms of {10.0**last:.4g}."
-    return f"The signal {'grows' if step > 0 else 'shrinks'} by 10^{step:+.3f} a layer, to an rms of 10^{last:.2f}."
-
-
-def _describe_phase(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> str:
-    point = meanfield.fixed_point(spec.activation, sigma_w, sigma_b)
-    phase, scale = (
-        f(spec.activation, sigma_w, sigma_b) for f in (meanfield.phase, meanfield.depth_scale_gradient)
-    )
-    found = f"chi = {float(point.chi):.4f}: {phase}"
-    if float(scale) < 1e6:
-        found += f", with a depth scale of {float(scale):.3g} layers"
-    if phase == "critical":
-        return f"{found}. The gain is right as it is."
-    try:
-        critical, _ = gains.critical_initialization(spec.activation, sigma_b)
-    except UsageError as error:
-        return f"{found}. No gain makes it critical ({error})"
-    mended = hparams.gain * critical / sigma_w if sigma_w else math.nan
-    return f"{found}. gain={mended:.4g} would make it critical (chi = 1)."
 
 
 def draw(
@@ -204,4 +142,4 @@ def _finite(value: Any) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    return getattr(value, "__name__", str(value)) if callable(value) else value
+    return spell(value) if callable(value) else value

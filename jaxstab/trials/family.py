@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.trials.outputs import Doc, Output, spell
 
 Outputs: TypeAlias = Mapping[str, jax.Array]
 Trial: TypeAlias = Callable[..., Outputs]
@@ -32,24 +33,28 @@ OK, NONFINITE, NOT_RUN = 0, 1, -1
 class Family:
     """Everything a sweep needs to know about a kind of run.
 
-    `dims` names the axes of each output ({} for scalars); `shared(spec)` is data that every lane reads;
-    `predict(spec, hparams)` is theory's twin of the outputs. `status(outputs)` maps the outputs that were kept
-    to an index into `flags`; without it a lane is `nonfinite` where any kept number is not finite.
+    `dims` names the axes of each output that is no scalar; `outputs` says more of them, each name with its
+    `Output`. `shared(spec)` is data that every lane reads; `predict(spec, hparams)` is theory's twin of the
+    outputs. A trial finds its own fate: it returns `status`, an index into `flags`. Where it returns none, a lane
+    is `nonfinite` if any number of any of its outputs is not finite, but for those that may be undefined.
     """
 
     name: str
     Spec: type
     HParams: type
     make_trial: Callable[[Any], Trial]
-    dims: Mapping[str, tuple[str, ...]]
+    dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     shared: Callable[[Any], Any] | None = None
     predict: Callable[[Any, Any], Mapping[str, Any]] | None = None
-    status: Callable[[Outputs], jax.Array] | None = None
     flags: tuple[str, ...] = ("ok", "nonfinite")
+    outputs: Mapping[str, Output] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        table = {name: Output(tuple(dims)) for name, dims in self.dims.items()} | dict(self.outputs)
+        object.__setattr__(self, "outputs", table)
+        object.__setattr__(self, "dims", {name: row.dims for name, row in table.items()})
         for name, annotation in self.hparam_types.items():
-            if annotation is not float and not _is_tuple_of(annotation, float):
+            if not _is_traced(annotation):
                 raise UsageError(
                     f"family {self.name!r}: hyperparameter {name!r} is annotated {_spell(annotation)}; only float"
                     " and tuple[float, ...] can be traced (to switch one off, use infinity or zero, not None)."
@@ -72,6 +77,19 @@ class Family:
     def hparam_types(self) -> dict[str, Any]:
         """Annotation of each traced parameter."""
         return _annotations(self.HParams, list(self.HParams._fields))  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def docs(self) -> dict[str, Doc]:
+        """Long name and unit of each parameter, of its annotation `Annotated[type, Doc(...)]`."""
+        hints = {
+            **typing.get_type_hints(self.Spec, include_extras=True),
+            **typing.get_type_hints(self.HParams, include_extras=True),
+        }
+        said = {name: getattr(hints[name], "__metadata__", ()) for name in self.parameters}
+        return {
+            name: next((m for m in metadata if isinstance(m, Doc)), Doc(spell(name)))
+            for name, metadata in said.items()
+        }
 
     @functools.cached_property
     def parameters(self) -> list[str]:
@@ -112,13 +130,12 @@ class Family:
         return self.make_trial(spec)(key, traced, *shared)
 
     def lane_status(self, outputs: Outputs) -> jax.Array:
-        """The flag of one lane, int8, from the outputs that were kept."""
-        if self.status is not None:
-            return self.status(outputs).astype(jnp.int8)
-        floating = [x for x in outputs.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-        finite = (
-            jnp.all(jnp.array([jnp.isfinite(x).all() for x in floating])) if floating else jnp.array(True)
-        )
+        """The flag of one lane, int8, from all outputs of a trial that returns no `status` of its own."""
+        telling = [
+            x for name, x in outputs.items()
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating) and not self.outputs.get(name, Output()).undefined
+        ]  # fmt: skip
+        finite = jnp.array([jnp.isfinite(x).all() for x in telling], bool).all()
         return jnp.where(finite, OK, NONFINITE).astype(jnp.int8)
 
 
@@ -130,20 +147,21 @@ def family(
     shared: Callable[[Any], Any] | None = None,
     predict: Callable[[Any, Any], Mapping[str, Any]] | None = None,
     flags: tuple[str, ...] = ("ok", "nonfinite"),
+    outputs: Mapping[str, Output] | None = None,
 ) -> Any:
     """Make a family of a plain function `f(key, *, parameters...) -> dict of arrays`.
 
     Parameters annotated float (or tuple[float, ...]) are traced; int, str, bool and tuple[int, ...] ones are
     static. With `shared`, the function's second positional argument is what `shared(spec)` returned. Outputs
-    that `dims` does not name are scalars. A trial may return its own `status`, an index into `flags`.
+    that neither `dims` nor `outputs` (name -> `Output`) names are scalars. A trial may return its own `status`,
+    an index into `flags`; else it is found from all outputs, whatever is kept of them.
     """
     if function is None:
-        return lambda f: family(f, dims=dims, name=name, shared=shared, predict=predict, flags=flags)
+        given = {"dims": dims, "name": name, "shared": shared, "predict": predict, "flags": flags}
+        return lambda f: family(f, **given, outputs=outputs)
     f = function
     parameters = _keyword_parameters(f, positional=1 if shared is None else 2)
-    traced = {
-        n: p for n, p in parameters.items() if p.annotation is float or _is_tuple_of(p.annotation, float)
-    }
+    traced = {n: p for n, p in parameters.items() if _is_traced(p.annotation)}
     static = {n: p for n, p in parameters.items() if n not in traced}
     spec_type = dataclasses.make_dataclass(
         "Spec", [_dataclass_field(p) for p in static.values()], frozen=True, kw_only=True
@@ -164,7 +182,7 @@ def family(
 
     return Family(
         name=name or f.__name__, Spec=spec_type, HParams=hparams_type, make_trial=make_trial,
-        dims=dict(dims or {}), shared=shared, predict=predict, flags=flags,
+        dims=dict(dims or {}), shared=shared, predict=predict, flags=flags, outputs=dict(outputs or {}),
     )  # fmt: skip
 
 
@@ -184,7 +202,7 @@ def _keyword_parameters(f: Callable[..., Any], positional: int) -> dict[str, ins
                 f"family {f.__name__!r}: annotate {name!r}: float is traced; int, str, bool and tuple[int, ...]"
                 " are static."
             )
-        if type(None) in typing.get_args(parameter.annotation):
+        if type(None) in typing.get_args(_bare(parameter.annotation)):
             raise UsageError(
                 f"family {f.__name__!r}: {name!r} is annotated {_spell(parameter.annotation)}, which would compile one"
                 " program per value; annotate float and use infinity or zero for 'off'."
@@ -206,6 +224,15 @@ def _annotations(cls: type, names: list[str]) -> dict[str, Any]:
             f"{cls.__name__}: an annotation cannot be read ({error}); define it at module level."
         ) from None
     return {n: hints[n] for n in names}
+
+
+def _bare(annotation: Any) -> Any:
+    """The type inside `Annotated[type, ...]`."""
+    return typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+
+
+def _is_traced(annotation: Any) -> bool:
+    return _bare(annotation) is float or _is_tuple_of(_bare(annotation), float)
 
 
 def _is_tuple_of(annotation: Any, kind: type) -> bool:

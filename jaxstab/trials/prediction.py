@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxstab.errors import UsageError
 from jaxstab.nets import initializers
 from jaxstab.nets.stacks import GAUSSIAN
-from jaxstab.theory import activations, finite_width, floats
+from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.trajectory import Trajectory, trajectory
 
 LN_10 = math.log(10.0)
@@ -18,19 +19,46 @@ VARIABLES = (
     "forward_mean", "forward_std", "forward_rms", "zero_fraction", "saturated_fraction", "correlation",
     "backward_rms", "weight_gradient_rms", "log10_forward_rms", "log10_backward_rms",
 )  # fmt: skip
-FORECASTS = (
-    "first_bad_layer_forward", "first_bad_layer_backward", "first_lost_layer_forward", "first_lost_layer_backward",
-    "loss_scale",
-)  # fmt: skip
+FORWARD = tuple(name for name in VARIABLES if "gradient" not in name and "backward" not in name)
+BACKWARD = ("backward_rms", "log10_backward_rms")
+INTERVALS = tuple(
+    f"{name}_{end}"
+    for name in ("forward_rms", "backward_rms", "log10_forward_rms", "log10_backward_rms")
+    for end in ("low", "high")
+)
+NARROWEST = 8
+"""Fewer units a layer are no average: what mean field leaves out, of order 1/width, is then 10 % and more."""
+FARTHEST = 1.0
+"""How far the ln of a typical network's mean square may lie from mean field's, whose rms is then 0.6 of it."""
+MOST_DEAD = 0.05
+"""Share of networks in which one input's layer is all zero."""
+MOST_EXCESS = 0.05
+"""Of a mean square over what mean field says, where paths through the layers add up instead of averaging out."""
+
+UNKNOWN_GRADIENT = "no loss scale: the gradient of such networks is not known."
 
 
-def sigmas(spec: Any, hparams: Any) -> tuple[float, float]:
-    """(sigma_w, sigma_b): standard deviation of a weight times sqrt(width), and of a bias."""
-    sigma_w = (
-        initializers.weight_std(spec.init, spec.width, spec.width) * math.sqrt(spec.width) * hparams.gain
-    )
+@dataclasses.dataclass(frozen=True)
+class Vectorized:
+    """A family's `predict` that is faster for many configurations at once than for one after another.
+
+    `many(spec, hparams)` gets each hyperparameter as an array [configuration, ...] and returns arrays
+    [configuration, ...]. Called, it is the theory of one configuration, as any family's.
+    """
+
+    many: Callable[[Any, Any], Mapping[str, np.ndarray]]
+
+    def __call__(self, spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+        """The theory of one configuration."""
+        arrays = type(hparams)(*(np.asarray(value)[None] for value in hparams))
+        return {name: value[0] for name, value in self.many(spec, arrays).items()}
+
+
+def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:
+    """(sigma_w, sigma_b): standard deviation of a weight times sqrt(width), and of a bias; of the numbers' shape."""
+    std = initializers.weight_std(spec.init, spec.width, spec.width)
     own = initializers.bias_std(spec.init, spec.width)
-    return abs(sigma_w), math.hypot(hparams.sigma_b, own)
+    return abs(std * math.sqrt(spec.width) * hparams.gain), np.hypot(hparams.sigma_b, own)
 
 
 def has_theory(spec: Any) -> bool:
@@ -43,26 +71,63 @@ def has_spread(spec: Any) -> bool:
     return spec.kind == "plain" and spec.init in GAUSSIAN
 
 
-def predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
-    """What `propagation` measures, as the width grows, [layer], and 95 % of networks of this width as *_low, *_high.
+def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, np.ndarray]:
+    """(the infinitely wide stack's layers, sigma_w, sigma_b, branch_scale), of hyperparameters [configuration]."""
+    gain, sigma_b, branch_scale, _ = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in hparams))
+    sigma_w, sigma_b = sigmas(spec, hparams._replace(gain=gain, sigma_b=sigma_b))
+    walked = trajectory(
+        spec.activation, spec.depth, sigma_w, sigma_b, kind=_kind(spec), branch_scale=branch_scale,
+        c0=0.0 if spec.batch > 1 else None,
+    )  # fmt: skip
+    return walked, sigma_w, sigma_b, branch_scale
 
-    NaN where no theory is known. The bounds are of finite width only (`theory.finite_width`): exact for linear and
-    ReLU stacks without bias. Layers that break are forecast as those of the Spec's dtype.
 
-    A recurrent stack's variances are those of the plain one: using one matrix at every step changes the joint law
-    over steps, not the law of each (Yang 2019, arXiv:1902.04760). Backward, as if the way back had weights of its
-    own, which holds for a read-out that is independent of them.
+def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """What `propagation` measures: mean field's values where they hold at this width, 95 % of networks beside them.
+
+    hparams: arrays [configuration]. Returns arrays [configuration, layer], and of where the format ends
+    [configuration]. A value by layer is the root of a mean square over networks, or a mean, in exact arithmetic; NaN
+    where no theory is known, and where networks of the given width do something else: see `NARROWEST`, `FARTHEST`,
+    `MOST_DEAD`, `MOST_EXCESS`. `infinite_width` has it all the same.
+
+    *_low, *_high: 95 % of networks of this width, exact for linear and ReLU stacks without bias
+    (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
     if not has_theory(spec):
-        nothing = dict.fromkeys(VARIABLES, np.full(spec.depth, np.nan))
-        return nothing | _spread(spec, 0.0, 0.0) | dict.fromkeys(FORECASTS, np.asarray(np.nan))
-    sigma_w, sigma_b = sigmas(spec, hparams)
-    walked = trajectory(
-        spec.activation, spec.depth, sigma_w, sigma_b, kind="plain" if spec.kind == "recurrent" else spec.kind,
-        branch_scale=hparams.branch_scale, c0=0.0 if spec.batch > 1 else None,
+        return _nothing(spec, len(np.atleast_1d(hparams.gain)))
+    walked, sigma_w, sigma_b, branch_scale = _walk(spec, hparams)
+    values = _variables(walked, spec.batch)
+    ends = breaking.forecast(
+        spec.activation, kind=spec.kind, width=spec.width, depth=spec.depth, batch=spec.batch, sigma_w=sigma_w,
+        sigma_b=sigma_b, branch_scale=branch_scale, dtype=spec.dtype, log10_forward_rms=values["log10_forward_rms"],
+        log10_backward_rms=values["log10_backward_rms"], weights=_law_of(spec.init),
     )  # fmt: skip
-    variables = _variables(walked, spec.batch)
-    return variables | _spread(spec, sigma_w, sigma_b) | _forecast(spec, variables)
+    for names, fails in _out_of_range(spec, walked, sigma_b, branch_scale):
+        for name in names:
+            values[name] = np.where(fails, np.nan, values[name])
+    return values | _spread(spec, sigma_w, sigma_b) | ends | _loss_scales(spec, values["log10_backward_rms"])
+
+
+predict = Vectorized(_predict)
+infinite_width = Vectorized(lambda spec, hparams: _variables(_walk(spec, hparams)[0], spec.batch))
+"""`VARIABLES` as the width grows, whatever the Spec's width; of a Spec that `has_theory`.
+
+A recurrent stack's variances are those of the plain one: using one matrix at every step changes the joint law over
+steps, not the law of each (Yang 2019, arXiv:1902.04760). Backward, as if the way back had weights of its own, which
+holds for a read-out that is independent of them.
+"""
+
+
+def _kind(spec: Any) -> str:
+    """The kind of stack whose variances a Spec's are."""
+    return "plain" if spec.kind == "recurrent" else spec.kind
+
+
+def _nothing(spec: Any, count: int) -> dict[str, np.ndarray]:
+    """Of a Spec of which no theory speaks."""
+    by_layer = {name: np.full((count, spec.depth), np.nan) for name in (*VARIABLES, *INTERVALS)}
+    single = {name: np.full(count, np.nan) for name in (*breaking.NAMES, "loss_scale")}
+    return by_layer | single | {"loss_scale_reason": np.full(count, UNKNOWN_GRADIENT)}
 
 
 def _variables(walked: Trajectory, batch: int) -> dict[str, np.ndarray]:
@@ -82,45 +147,79 @@ def _variables(walked: Trajectory, batch: int) -> dict[str, np.ndarray]:
     return values
 
 
-def _spread(spec: Any, sigma_w: float, sigma_b: float) -> dict[str, np.ndarray]:
+def _out_of_range(
+    spec: Any, walked: Trajectory, sigma_b: np.ndarray, branch_scale: np.ndarray
+) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    """(names of variables, where a network of this width does something else [configuration, layer])."""
+    there, back = fluctuations.displacements(
+        spec.activation, walked, kind=_kind(spec), width=spec.width, sigma_b=sigma_b, branch_scale=branch_scale,
+        orthogonal=spec.init == "orthogonal",
+    )  # fmt: skip
+    before = np.concatenate([np.full_like(there[:, :1], 1 / spec.width), there[:, :-1]], axis=1)
+    dead = 1 - np.cumprod(1 - walked.zero_fraction**spec.width, axis=1) > MOST_DEAD
+    fails = [
+        ~(x <= FARTHEST) | lost
+        for x, lost in ((there, dead), (back, dead[:, -1:]), (before + back, dead[:, -1:]))
+    ]
+    if not activations.is_homogeneous(spec.activation):  # its signal is measured in float32, which ends there
+        fails[0] = fails[0] | (
+            np.abs(walked.log_square / 2) > math.log(floats.FLOATS["float32"].largest) - LN_10
+        )
+    if spec.kind == "residual":
+        excess = _excess(walked) / spec.width
+        fails[1:] = [fail | (excess > MOST_EXCESS) for fail in fails[1:]]
+    if spec.kind == "recurrent":
+        there, back = fluctuations.reuse_excess(spec.activation, walked, width=spec.width, sigma_b=sigma_b)
+        both = np.maximum(back[:, :1], there)  # a weight's gradient has steps of both, L in all
+        fails = [fail | ~(x <= MOST_EXCESS) for fail, x in zip(fails, (there, back, both), strict=True)]
+    if spec.width < NARROWEST:
+        fails = [np.full_like(fail, True) for fail in fails]
+    return list(zip((FORWARD, BACKWARD, ("weight_gradient_rms",)), fails, strict=True))
+
+
+def _excess(walked: Trajectory) -> np.ndarray:
+    """By how much the squared gradient exceeds mean field's, times the width: [configuration, layer].
+
+    Means that add up in h add up in the gradient: for a homogeneous branch, by Euler's theorem, the sum over units of
+    gradient times activation is the same at every layer L and l, so that E[g_l^2] is at least E[h_L^2]/(n E[h_l^2]).
+    Measured, 4 to 6 times that; nothing where the branch has mean 0, and E[h^2] grows no faster than E[g^2].
+    """
+    growth = walked.log_square[:, -1:] - walked.log_square
+    with np.errstate(over="ignore"):
+        return 5 * np.expm1(np.maximum(growth - walked.log_gradient, 0.0))
+
+
+def _spread(spec: Any, sigma_w: np.ndarray, sigma_b: np.ndarray) -> dict[str, np.ndarray]:
     """Bounds of 95 % of networks, NaN where their law is not known."""
-    bounds = {f"{name}_{end}": np.full(spec.depth, np.nan) for name in VARIABLES for end in ("low", "high")}
-    if not has_spread(spec) or sigma_w == 0:
+    bounds = {name: np.full((len(sigma_w), spec.depth), np.nan) for name in INTERVALS}
+    if not has_spread(spec):
         return bounds
-    arguments = (spec.activation, spec.width, spec.depth, spec.batch, sigma_w, sigma_b)
+    known = sigma_w > 0
+    arguments = (spec.activation, spec.width, spec.depth, spec.batch, sigma_w[known], sigma_b[known])
     for direction, interval in (
         ("forward", finite_width.log10_rms_interval(*arguments)),
         ("backward", finite_width.log10_rms_interval_backward(*arguments)),
     ):
         for end, value in (("low", interval.low), ("high", interval.high)):
-            bounds[f"log10_{direction}_rms_{end}"] = value
+            bounds[f"log10_{direction}_rms_{end}"][known] = value
             with np.errstate(over="ignore"):
-                bounds[f"{direction}_rms_{end}"] = 10.0**value
+                bounds[f"{direction}_rms_{end}"][known] = 10.0**value
     return bounds
 
 
-def _forecast(spec: Any, variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Where the dtype ends, in the direction of travel, and the loss scale that keeps every gradient in it.
+def _law_of(init: str) -> str:
+    """The law of an initialization's weights, as `theory.breaking` calls it."""
+    return "gaussian" if init in GAUSSIAN else "orthogonal" if init == "orthogonal" else "independent"
 
-    `loss_scale` is NaN where no single scale does.
-    """
-    count, phi, found = spec.batch * spec.width, activations.resolve(spec.activation), {}
-    for direction, forth in (("forward", 1), ("backward", -1)):
-        travelled = variables[f"log10_{direction}_rms"][::forth]
-        for what, first in (("bad", floats.first_overflow_layer), ("lost", floats.first_underflow_layer)):
-            step = int(first(travelled, spec.dtype, count))
-            layer = step if forth == 1 or step == 0 else spec.depth + 1 - step
-            found[f"first_{what}_layer_{direction}"] = np.asarray(float(layer))
-    dead = 0 < found["first_lost_layer_forward"] < spec.depth
-    if (
-        dead
-        and spec.kind == "plain"
-        and activations.evaluate(activations.derivative(phi), np.zeros(1))[0] == 0
-    ):
-        # where every input of the last activation is zero and so is its slope there, no gradient begins
-        found["first_lost_layer_backward"] = np.asarray(float(spec.depth - 1))
-    try:
-        scale = floats.loss_scale(variables["log10_backward_rms"], spec.dtype, count)
-    except UsageError:
-        scale = math.nan
-    return found | {"loss_scale": np.asarray(scale)}
+
+def _loss_scales(spec: Any, log10_gradient: np.ndarray) -> dict[str, np.ndarray]:
+    """The loss scale that keeps every layer's gradient in the format, or NaN and the reason why none does."""
+    count = spec.batch * spec.width
+    found = [
+        (math.nan, UNKNOWN_GRADIENT)
+        if np.isnan(row).any()
+        else floats.loss_scale_or_reason(row, spec.dtype, count)
+        for row in log10_gradient
+    ]
+    scales, reasons = zip(*found, strict=True)
+    return {"loss_scale": np.array(scales), "loss_scale_reason": np.array(reasons)}

@@ -9,20 +9,23 @@ the logarithms. Layers count from 1.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab import random
-from jaxstab.errors import UsageError, require_choice
+from jaxstab.errors import UsageError, canonicalize
 from jaxstab.nets import stacks
 from jaxstab.theory import activations
 from jaxstab.theory.floats import power_of_two
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial
+from jaxstab.trials.outputs import Doc, Output
 from jaxstab.trials.prediction import predict
 from jaxstab.typing import Activation
 
@@ -31,31 +34,58 @@ PRECISIONS = ("default", "high", "highest")
 STORED_DRAWS_BYTES = 64 * 2**20
 """A lane's draws are kept for the backward pass up to this size, and drawn again beyond it."""
 
+MOST_ENTRIES = 2**31
+"""Arrays of so many entries or more cannot be indexed."""
+
 FLAGS = ("ok", "nonfinite", "vanished")
-VANISHED = 2
+OK, NONFINITE, VANISHED = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """The program: sizes, names and dtypes of a stack."""
 
-    depth: int = 100
-    width: int = 256
-    batch: int = 16
-    activation: Activation = "tanh"
-    init: str = "xavier_normal"
-    kind: str = "plain"
-    sampler: str = "dense"
-    dtype: str = "float32"
-    precision: str = "highest"
+    depth: Annotated[int, Doc("number of layers")] = 100
+    width: Annotated[int, Doc("units of a layer")] = 256
+    batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
+    activation: Annotated[Activation, Doc("activation function")] = "tanh"
+    init: Annotated[str, Doc("initialization of the weights")] = "xavier_normal"
+    kind: Annotated[str, Doc("kind of stack")] = "plain"
+    sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law without")] = "dense"
+    dtype: Annotated[str, Doc("format of the signal and of the gradient")] = "float32"
+    precision: Annotated[str, Doc("precision of matrix products")] = "highest"
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
-        require_choice(self.dtype, DTYPES, "dtype")
-        require_choice(self.precision, PRECISIONS, "precision")
-        self.stack  # noqa: B018  refuses what no stack has
+            if not 1 <= getattr(self, name) < MOST_ENTRIES:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
+        self._require_arrays()
+        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS})
+        for name in (
+            "activation",
+            "init",
+            "kind",
+            "sampler",
+        ):  # of the stack, which refuses what no stack has
+            object.__setattr__(self, name, getattr(self.stack, name))
+
+    def _require_arrays(self) -> None:
+        """Refuse arrays that XLA cannot index: 2^31 entries or more."""
+        width, batch = self.width, self.batch
+        if width * batch >= MOST_ENTRIES:
+            raise UsageError(
+                f"width={width} and batch={batch}: a signal of {width * batch:.2g} entries, and an array holds fewer"
+                f" than 2^31; at this width batch={(MOST_ENTRIES - 1) // width} would fit."
+            )
+        # where examples are not few a layer drawn in law draws its matrix
+        is_drawn = self.sampler == "dense" or 2 * batch > width
+        blocks = 4 if self.kind == "lstm" else 1
+        if is_drawn and blocks * width**2 >= MOST_ENTRIES:
+            fitting = math.isqrt((MOST_ENTRIES - 1) // blocks)
+            raise UsageError(
+                f"width={width}: a matrix of {blocks * width**2:.2g} entries, and an array holds fewer than 2^31;"
+                f" width={fitting} would fit, or sampler='conditioned', which draws no matrix where examples are few."
+            )
 
     @property
     def stack(self) -> stacks.Stack:
@@ -74,10 +104,10 @@ class Spec:
 class HParams(NamedTuple):
     """The numbers: each is traced, so that any of their values is a lane of the same program."""
 
-    gain: float = 1.0
-    sigma_b: float = 0.0
-    branch_scale: float = 1.0
-    forget_bias: float = 1.0
+    gain: Annotated[float, Doc("factor on the weights")] = 1.0
+    sigma_b: Annotated[float, Doc("standard deviation of the biases")] = 0.0
+    branch_scale: Annotated[float, Doc("factor on a residual branch")] = 1.0
+    forget_bias: Annotated[float, Doc("bias of an LSTM's forget gate")] = 1.0
 
     def validate(self, spec: Spec) -> None:
         """Refuse a negative standard deviation."""
@@ -257,41 +287,68 @@ def make_trial(spec: Spec) -> Trial:
         layers, seen = walk.forward()
         seen = seen | walk.backward(layers)
         found = first_layers(seen, "forward") | first_layers(seen, "backward")
-        return {name: seen[name] for name in LAYER_OUTPUTS} | found
+        seen = {name: seen[name] for name, row in OUTPUTS.items() if row.is_measured and row.dims}
+        return seen | found | {"status": status(found)}
 
     return trial
 
 
-def status(outputs: Mapping[str, Array]) -> Int[Array, ""]:
-    """nonfinite where a signal or gradient overflowed or became NaN, vanished where one became all zero."""
-    bad, lost = jnp.array(False), jnp.array(False)
-    for name, value in outputs.items():
-        if name.startswith("first_lost"):
-            lost |= value > 0
-        elif name.startswith("first_"):
-            bad |= value > 0
-        elif name.endswith(("_rms", "_std", "_mean", "_absmax", "_entry")):
-            # the logarithm of a signal that is all zero is -inf, which is not a failure to compute
-            bad |= jnp.any(jnp.isnan(value) | (value == jnp.inf))
-            lost |= jnp.any((value == 0) if not name.startswith("log10") else (value == -jnp.inf)) & (
-                name in ("forward_rms", "backward_rms", "log10_forward_rms", "log10_backward_rms")
-            )
-    return jnp.where(bad, 1, jnp.where(lost, VANISHED, 0))
+def status(found: Mapping[str, Array]) -> Int[Array, ""]:
+    """Of the forward signal alone, so that a forward sweep pays for no gradient: `nonfinite`, else `vanished`.
+
+    The gradient's fate is `first_bad_layer_backward` and `first_lost_layer_backward`.
+    """
+    bad, lost = (found[f"first_{what}_layer_forward"] > 0 for what in ("bad", "lost"))
+    return jnp.where(bad, NONFINITE, jnp.where(lost, VANISHED, OK))
 
 
-LAYER_OUTPUTS = (
-    "forward_mean", "forward_std", "forward_rms", "forward_absmax", "forward_entry", "zero_fraction",
-    "saturated_fraction", "correlation", "backward_rms", "weight_gradient_rms", "log10_forward_rms",
-    "log10_backward_rms",
-)  # fmt: skip
+def _by_layer(long_name: str, theory: str = "value", undefined: str = "") -> Output:
+    return Output(("layer",), long_name, theory=theory, undefined=undefined)
+
+
+def _first_layers(direction: str, signal: str) -> dict[str, Output]:
+    """Rows of the layers at which a signal broke, and of what theory says of that beside them."""
+    first = lambda what, theory: Output((), f"first layer whose {signal} {what} (0: none)", "layer", theory)  # noqa: E731
+    share = lambda what: Output(  # noqa: E731
+        (), f"share of networks whose {signal} {what} in some layer", theory="value", is_measured=False
+    )
+    return {
+        f"first_bad_layer_{direction}": first("is not finite", "interval"),
+        f"first_inf_layer_{direction}": first("holds an infinity", ""),
+        f"first_nan_layer_{direction}": first("holds a NaN", ""),
+        f"first_lost_layer_{direction}": first("is all zero", "interval"),
+        f"break_fraction_{direction}": share("is not finite"),
+        f"lost_fraction_{direction}": share("is all zero"),
+    }
+
+
+OUTPUTS: Mapping[str, Output] = MappingProxyType({
+    "forward_mean": _by_layer("mean of the activations"),
+    "forward_std": _by_layer("standard deviation of the activations", undefined="where there is one entry only"),
+    "forward_rms": _by_layer("root mean square of the activations", "interval"),
+    "forward_absmax": _by_layer("largest magnitude of the activations", ""),
+    "forward_entry": _by_layer("the first unit's activation for the first input", ""),
+    "zero_fraction": _by_layer("share of activations that are zero"),
+    "saturated_fraction": _by_layer("share of units where |phi'| is below 1 % of its maximum"),
+    "correlation": _by_layer("mean cosine over pairs of inputs", undefined="where fewer than two inputs are nonzero"),
+    "backward_rms": _by_layer("root mean square of the gradient with respect to the activations", "interval"),
+    "weight_gradient_rms": _by_layer("root mean square of the gradient with respect to the weights"),
+    "log10_forward_rms": _by_layer("log10 of the activations' root mean square", "interval"),
+    "log10_backward_rms": _by_layer("log10 of the gradient's root mean square", "interval"),
+    **_first_layers("forward", "signal"),
+    **_first_layers("backward", "gradient"),
+    "loss_scale": Output((), "power of two on the loss that keeps every gradient in the dtype", theory="value",
+                         is_measured=False, undefined="where no single scale does"),
+    "loss_scale_reason": Output((), "why no single loss scale does ('': one does)", theory="value", is_measured=False),
+})  # fmt: skip
+"""What a trial returns, and what theory says beside it."""
 
 propagation = Family(
     name="propagation",
     Spec=Spec,
     HParams=HParams,
     make_trial=make_trial,
-    dims=dict.fromkeys(LAYER_OUTPUTS, ("layer",)),
     predict=predict,
-    status=status,
     flags=FLAGS,
+    outputs=OUTPUTS,
 )

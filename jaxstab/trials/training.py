@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxstab.data import images
-from jaxstab.errors import UsageError, require_choice
+from jaxstab.errors import UsageError, canonicalize
 from jaxstab.nets import initializers
 from jaxstab.nets.mlp import make_mlp
 from jaxstab.theory import activations
 from jaxstab.trials.family import Family, Trial
 from jaxstab.trials.fitting import ORDERS, Task, fit, matrices, norm_of_matrices
+from jaxstab.trials.outputs import Doc, Output
 from jaxstab.typing import Activation
 
 OPTIMIZERS = ("sgd", "sgdw", "adam", "adamw")
@@ -40,15 +43,15 @@ LEARNT = 0.95
 class Spec:
     """The program: data, sizes, names. `hidden` holds the units of each hidden layer."""
 
-    dataset: str = "digits"
-    hidden: tuple[int, ...] = (256,)
-    activation: Activation = "relu"
-    init: str = "kaiming_normal"
-    optimizer: str = "sgd"
-    epochs: int = 10
-    batch_size: int = 64
-    order: str = "per_seed"
-    precision: str = "highest"
+    dataset: Annotated[str, Doc("images and labels")] = "digits"
+    hidden: Annotated[tuple[int, ...], Doc("units of each hidden layer")] = (256,)
+    activation: Annotated[Activation, Doc("activation function")] = "relu"
+    init: Annotated[str, Doc("initialization of the weights")] = "kaiming_normal"
+    optimizer: Annotated[str, Doc("optimizer")] = "sgd"
+    epochs: Annotated[int, Doc("passes over the training images")] = 10
+    batch_size: Annotated[int, Doc("images of a step")] = 64
+    order: Annotated[str, Doc("data order: of each seed, or shared")] = "per_seed"
+    precision: Annotated[str, Doc("precision of matrix products")] = "highest"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -56,12 +59,9 @@ class Spec:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
         if any(units < 1 for units in self.hidden):
             raise UsageError(f"hidden={self.hidden}: every layer needs at least one unit.")
-        require_choice(self.dataset, images.NAMES, "dataset")
-        require_choice(self.init, initializers.NAMES, "initialization")
-        require_choice(self.optimizer, OPTIMIZERS, "optimizer")
-        require_choice(self.order, ORDERS, "order")
-        require_choice(self.precision, PRECISIONS, "precision")
-        activations.resolve(self.activation)
+        canonicalize(self, {"dataset": images.NAMES, "init": initializers.NAMES, "optimizer": OPTIMIZERS,
+                            "order": ORDERS, "precision": PRECISIONS})  # fmt: skip
+        activations.canonicalize(self)
 
 
 class HParams(NamedTuple):
@@ -73,13 +73,13 @@ class HParams(NamedTuple):
     sgdw. clip_norm: largest norm of the loss's gradient; infinity is off.
     """
 
-    learning_rate: float = 0.1
-    weight_decay: float = 0.0
-    l1: float = 0.0
-    dropout: tuple[float, ...] = ()
-    gain: float = 1.0
-    momentum: float = 0.0
-    clip_norm: float = math.inf
+    learning_rate: Annotated[float, Doc("step size")] = 0.1
+    weight_decay: Annotated[float, Doc("slope of the L2 penalty over the weight")] = 0.0
+    l1: Annotated[float, Doc("slope of the L1 penalty")] = 0.0
+    dropout: Annotated[tuple[float, ...], Doc("dropout rate of each hidden layer")] = ()
+    gain: Annotated[float, Doc("factor on the initial weights")] = 1.0
+    momentum: Annotated[float, Doc("momentum of the gradient's running sum")] = 0.0
+    clip_norm: Annotated[float, Doc("largest norm of the gradient")] = math.inf
 
     def validate(self, spec: Spec) -> None:
         """Refuse numbers that cannot be meant, naming them."""
@@ -195,14 +195,28 @@ def load(spec: Spec) -> images.ImageData:
     return images.load(spec.dataset)
 
 
-EPOCH_OUTPUTS = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "weight_norm", "gradient_norm")
+def _by_epoch(long_name: str, units: str = "1", diverged: float = math.inf) -> Output:
+    return Output(("epoch",), long_name, units, diverged=diverged)
+
+
+OUTPUTS: Mapping[str, Output] = MappingProxyType({
+    "train_loss": _by_epoch("mean cross-entropy of the epoch's batches", "nat"),
+    "test_loss": _by_epoch("mean cross-entropy of the test images", "nat"),
+    "train_accuracy": _by_epoch("share of the epoch's training images that are classified right", diverged=-math.inf),
+    "test_accuracy": _by_epoch("share of the test images that are classified right", diverged=-math.inf),
+    "weight_norm": _by_epoch("Euclidean norm of all weights"),
+    "gradient_norm": _by_epoch("mean Euclidean norm of the steps' gradients"),
+    "start_loss": Output((), "mean cross-entropy of the first batch before any update", "nat"),
+    "first_bad_step": Output((), "first step whose loss or parameters are not finite (0: none)", "step"),
+})  # fmt: skip
+"""What a trial returns."""
 
 training = Family(
     name="training",
     Spec=Spec,
     HParams=HParams,
     make_trial=make_trial,
-    dims=dict.fromkeys(EPOCH_OUTPUTS, ("epoch",)),
     shared=load,
     flags=FLAGS,
+    outputs=OUTPUTS,
 )

@@ -103,7 +103,7 @@ def test_more_seeds_grow_a_sweep(copy):
             {"space": jaxstab.grid(steps=[20, 30], learning_rate=[0.05, 0.5, 4.0])},
             ["learning_rate[2]", "3.0", "4.0"],
         ),
-        ({"seeds": [5, 6]}, ["seeds"]),
+        ({"seeds": [5, 60]}, ["seeds"]),
         ({"keep": []}, ["outputs"]),
     ],
 )
@@ -207,8 +207,14 @@ def test_memory_that_runs_out_changes_no_bit(finished, monkeypatch):
 
 
 def test_too_little_memory_names_the_tile_that_would_fit():
-    with pytest.raises(jaxstab.UsageError, match=r"tile of 2 lanes does not fit.*tile=1 would"):
-        run(memory=1000)
+    devices = jax.local_device_count()
+    for room, words in [
+        (1200, r"a tile of 2 lanes does not fit.*tile=1 would"),  # known once it is compiled
+        (750, r"steps=20: an array of 1 KiB, and a device has room for 750 bytes; tile=1 would fit"),
+        (125, r"an array of 1 KiB, and a device has room for 125 bytes; smaller sizes might"),
+    ]:
+        with pytest.raises(jaxstab.UsageError, match=words):
+            run(memory=devices * room)
     for bad in (0, -1, float("nan")):
         with pytest.raises(jaxstab.UsageError, match="memory="):
             run(memory=bad)

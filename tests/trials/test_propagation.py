@@ -185,13 +185,17 @@ def test_theory_bears_the_measurements_names():
     measured = set(jaxstab.propagate(seeds=2, depth=3, width=8, batch=2).data_vars)
     bounds = {name for name in predicted if str(name).endswith(("_low", "_high"))}
     assert {str(b).rsplit("_", 1)[0] for b in bounds} <= predicted
-    assert predicted - bounds - {"loss_scale"} <= measured
+    alone = {"loss_scale", "loss_scale_reason"} | {
+        f"{what}_fraction_{way}" for what in ("break", "lost") for way in ("forward", "backward")
+    }
+    assert predicted - bounds - alone <= measured
 
 
 def test_theory_is_silent_where_none_is_known():
     for settings in ({"kind": "lstm"}, {"init": "constant"}):
         predicted = jaxstab.predict(depth=3, width=8, **settings)
-        assert all(np.isnan(predicted[name]).all() for name in predicted.data_vars)
+        assert str(predicted.loss_scale_reason.values).startswith("no loss scale")
+        assert all(np.isnan(one).all() for one in predicted.drop_vars("loss_scale_reason").values())
 
 
 def test_any_scalar_callable_is_an_activation():

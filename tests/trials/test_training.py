@@ -282,7 +282,7 @@ def test_numbers_are_lanes_of_one_program(monkeypatch):
     [
         ({"dataset": "mnist"}, "unknown dataset 'mnist'.*digits, fashion_mnist"),
         ({"optimizer": "sgdm"}, "unknown optimizer 'sgdm'.*sgd, sgdw, adam, adamw"),
-        ({"init": "xavier"}, "unknown initialization"),
+        ({"init": "xavier"}, "unknown init"),
         ({"activation": "rellu"}, "relu"),
         ({"order": "fixed"}, "unknown order 'fixed'"),
         ({"precision": "float32"}, "unknown precision"),
