@@ -53,7 +53,12 @@ CASES = (
     Case("relu", "kaiming_normal", 0.7, 50),
     Case("linear", "kaiming_normal", 0.5, 55),
     Case("relu", "kaiming_normal", 1.0, 20, width=8, batch=1),
+    Case("silu", "kaiming_normal", 1.25, 60),
+    Case("mish", "kaiming_normal", 1.2, 60),
+    Case("relu", "kaiming_normal", 1.15, 80, width=128, batch=8),
+    Case("gelu", "kaiming_normal", 1.3, 40, width=32, batch=2),
     Case("linear", "kaiming_normal", 1.0, 30, kind="residual"),
+    Case("relu", "kaiming_normal", 1.0, 30, kind="residual"),
 )
 
 
@@ -87,7 +92,7 @@ def foretell(case: Case) -> dict[str, np.ndarray]:
     )  # fmt: skip
 
 
-def measure(case: Case, seeds: int) -> dict[str, np.ndarray]:
+def measure(case: Case, seeds: np.ndarray) -> dict[str, np.ndarray]:
     """What networks do, arrays [seed]."""
     names = [f"first_{what}_layer_{way}" for way in ("forward", "backward") for what in ("bad", "lost")]
     found: Any = jaxstab.propagate(seeds=seeds, keep=names, **case._asdict())
@@ -120,24 +125,25 @@ def row(case: Case, line: Line) -> str:
     )
 
 
-def main(seeds: int = 200, out: Path | None = None) -> int:
+def main(seeds: int = 200, first: int = 10_000, out: Path | None = None) -> int:
     """Print the table; 1 if a share is five standard errors off.
 
     Args:
         seeds: networks measured for each case.
+        first: the first of their seeds; those from 0 on served to find the law.
         out: where to write it as well.
     """
     print(HEADER, end="")
     rows, worst, began = [], 0.0, time.perf_counter()
     for case in CASES:
-        for line in compare(measure(case, seeds), foretell(case)):
+        for line in compare(measure(case, first + np.arange(seeds)), foretell(case)):
             if line.measured == 0 and line.forecast == 0:
                 continue
             rows.append(row(case, line))
             print(rows[-1], flush=True)
             worst = max(worst, line.apart) if math.isfinite(line.forecast) else worst
     seconds = time.perf_counter() - began
-    closing = f"\n{seeds} networks a case, {seconds:.0f} s; at most {worst:.1f} standard errors apart."
+    closing = f"\n{seeds} networks a case, seeds from {first}, {seconds:.0f} s; at most {worst:.1f} standard errors apart."
     print(closing)
     if out is not None:
         out.write_text(HEADER + "\n".join(rows) + "\n" + closing + "\n")
