@@ -123,21 +123,6 @@ class Stack:
             bias = bias.at[self.width : 2 * self.width].add(jnp.float32(numbers.forget_bias))
         return bias
 
-    def step(
-        self,
-        parameters: dict[str, Array],
-        state: State,
-        numbers: Numbers,
-        exponent: Int[Array, ""] | int = 0,
-        shift: Float[Array, "batch units"] | float = 0.0,
-    ) -> tuple[State, Float[Array, "batch preactivations"]]:
-        """(next state, what the nonlinearity was applied to). `shift` is added to the layer's linear part:
-
-        the cotangent of `shift` is that of the linear part, from which the weights' gradient follows.
-        """
-        z = self.preactivations(parameters, self.linear(parameters, state.h, numbers), exponent)
-        return self.activate(z + jnp.asarray(shift, z.dtype), state, numbers)
-
     def preactivations(
         self,
         parameters: dict[str, Array],

@@ -9,7 +9,6 @@ import pytest
 from samples import assert_mean_matches
 
 import jaxstab
-from jaxstab.nets import stacks
 from jaxstab.theory import finite_width
 from jaxstab.trials import propagation as module
 from jaxstab.trials.propagation import HParams, Spec, Walk, make_trial
@@ -25,36 +24,54 @@ KINDS = {
 }
 
 
+def written_out(kind, phi, h, c, z, branch_scale):
+    """(h, c) after one layer of each kind, from its definition."""
+    if kind == "residual":
+        return h + branch_scale * phi(z), c
+    if kind == "normalized":
+        centred = z - z.mean(axis=1, keepdims=True)
+        return phi(centred / jnp.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)), c
+    if kind == "lstm":
+        into, forget, new, out = (z[:, 12 * i : 12 * (i + 1)] for i in range(4))
+        sigmoid = lambda x: 1 / (1 + jnp.exp(-x))  # noqa: E731
+        c = sigmoid(forget) * c + sigmoid(into) * phi(new)
+        return sigmoid(out) * phi(c), c
+    return phi(z), c
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_trial_sees_what_the_whole_network_has(name):
     """Every layer's activations and gradients against one network written out and differentiated as a whole."""
     spec = Spec(depth=4, width=12, batch=3, **KINDS[name])
     hparams, key = HParams(gain=1.3, sigma_b=0.2, branch_scale=0.5, forget_bias=0.7), jax.random.key(11)
     seen = jax.jit(make_trial(spec))(key, hparams)
-    walk = Walk(spec, hparams, key)
-    start = walk.stack.start(jax.random.normal(walk.input_key, (3, 12)))
+    walk = Walk(spec, hparams, key)  # for the draws alone
+    phi = {"tanh": jnp.tanh, "relu": lambda x: jnp.maximum(x, 0)}[spec.activation]
+    inputs = jax.random.normal(walk.input_key, (3, 12))
+    cell = jnp.zeros((3, 12 if name == "lstm" else 0))
     draws = [walk.draw(jax.random.fold_in(walk.layers_key, i)) for i in range(4)]
 
     def read_out(nudges):
         """The random read-out, each layer's state and linear part moved by a nudge of zero."""
-        state, states = start, []
-        for parameters, (nudge, shift) in zip(draws, nudges, strict=True):
-            state, _ = walk.stack.step(parameters, state, walk.numbers, 0, shift)
-            state = stacks.State(state.h + nudge.h, state.c + nudge.c)
-            states.append(state)
-        return jnp.sum(state.h * jax.random.normal(walk.readout_key, (3, 12))), states
+        h, c, signals = inputs, cell, []
+        for parameters, (of_h, of_c, of_z) in zip(draws, nudges, strict=True):
+            z = jnp.matmul(h, parameters["kernel"], precision="highest") + parameters["bias"] + of_z
+            h, c = written_out(spec.kind, phi, h, c, z, 0.5)
+            h, c = h + of_h, c + of_c
+            signals.append(h)
+        return jnp.sum(h * jax.random.normal(walk.readout_key, (3, 12))), signals
 
-    units = walk.stack.blocks * 12
-    nudges = [(jax.tree.map(jnp.zeros_like, start), jnp.zeros((3, units))) for _ in range(4)]
-    gradients, states = jax.grad(read_out, has_aux=True)(nudges)
-    for layer, state in enumerate(states):
-        np.testing.assert_allclose(seen["forward_std"][layer], jnp.std(state.h, ddof=1), rtol=1e-4)
-        np.testing.assert_allclose(seen["forward_mean"][layer], jnp.mean(state.h), atol=1e-5)
-        np.testing.assert_allclose(seen["forward_absmax"][layer], jnp.max(jnp.abs(state.h)), rtol=1e-4)
-        of_state, of_linear = gradients[layer]
-        entries = np.concatenate([np.ravel(of_state.h), np.ravel(of_state.c)])
+    units = draws[0]["kernel"].shape[1]
+    nudges = [(jnp.zeros_like(inputs), jnp.zeros_like(cell), jnp.zeros((3, units))) for _ in range(4)]
+    gradients, signals = jax.grad(read_out, has_aux=True)(nudges)
+    for layer, h in enumerate(signals):
+        np.testing.assert_allclose(seen["forward_std"][layer], jnp.std(h, ddof=1), rtol=1e-4)
+        np.testing.assert_allclose(seen["forward_mean"][layer], jnp.mean(h), atol=1e-5)
+        np.testing.assert_allclose(seen["forward_absmax"][layer], jnp.max(jnp.abs(h)), rtol=1e-4)
+        of_h, of_c, of_linear = gradients[layer]
+        entries = np.concatenate([np.ravel(of_h), np.ravel(of_c)])
         np.testing.assert_allclose(seen["backward_rms"][layer], np.sqrt(np.mean(entries**2)), rtol=1e-4)
-        given = start.h if layer == 0 else states[layer - 1].h
+        given = inputs if layer == 0 else signals[layer - 1]
         weights = np.asarray(given, np.float64).T @ np.asarray(of_linear, np.float64)
         np.testing.assert_allclose(
             seen["weight_gradient_rms"][layer], np.sqrt(np.mean(weights**2)), rtol=1e-3
