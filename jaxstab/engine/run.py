@@ -21,9 +21,8 @@ from jaxstab.engine.label import Layout, Table
 from jaxstab.engine.space import Space, grid, parse_seeds
 from jaxstab.engine.store import Store
 from jaxstab.errors import Interrupted, UsageError
-from jaxstab.trials.family import Family
+from jaxstab.trials.family import Family, Vectorized
 from jaxstab.trials.outputs import Output
-from jaxstab.trials.prediction import Vectorized
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.training import training
 

@@ -21,11 +21,11 @@ from jaxstab.theory.activations import derivative, is_homogeneous, resolve
 from jaxstab.theory.gaussian import (
     Q_MAX,
     Q_MIN,
-    expect_pair,
     second_moment,
     second_moment_slope,
     slope_moment,
 )
+from jaxstab.theory.pairs import expect_pair
 from jaxstab.typing import Activation, Scalar
 
 MARGIN = 1e-6

@@ -19,7 +19,8 @@ from scipy.special import ndtr
 
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.theory.activations import derivative, evaluate, homogeneous_slopes, max_slope, resolve
-from jaxstab.theory.gaussian import expect_pair, sampled, second_moment
+from jaxstab.theory.gaussian import sampled, second_moment
+from jaxstab.theory.pairs import expect_pair
 from jaxstab.typing import Activation, Scalar
 
 KINDS = ("plain", "residual", "normalized")

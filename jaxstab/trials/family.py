@@ -29,14 +29,31 @@ OK, NONFINITE, NOT_RUN = 0, 1, -1
 """Flags that every family has; its own follow from 2 on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Vectorized:
+    """A family's `predict` that is faster for many configurations at once than for one after another.
+
+    `many(spec, hparams)` gets each hyperparameter as an array [configuration, ...] and returns arrays
+    [configuration, ...]. Called, it is the theory of one configuration, as any family's.
+    """
+
+    many: Callable[[Any, Any], Mapping[str, np.ndarray]]
+
+    def __call__(self, spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+        """The theory of one configuration."""
+        arrays = type(hparams)(*(np.asarray(value)[None] for value in hparams))
+        return {name: value[0] for name, value in self.many(spec, arrays).items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     """Everything a sweep needs to know about a kind of run.
 
     `dims` names the axes of each output that is no scalar; `outputs` says more of them, each name with its
-    `Output`. `shared(spec)` is data that every lane reads; `predict(spec, hparams)` is theory's twin of the
-    outputs. A trial finds its own fate: it returns `status`, an index into `flags`. Where it returns none, a lane
-    is `nonfinite` if any number of any of its outputs is not finite, but for those that may be undefined.
+    `Output`. `shared(spec)` is data that every lane reads. `predict(spec, hparams)` is theory's twin of the outputs, of
+    one configuration, or `Vectorized` of many at once. A trial finds its own fate: it returns `status`, an index into
+    `flags`. Where it returns none, a lane is `nonfinite` if any number of any of its outputs is not finite, but for
+    those that may be undefined.
     """
 
     name: str

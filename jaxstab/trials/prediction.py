@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from jaxstab.nets import initializers
 from jaxstab.nets.stacks import GAUSSIAN
 from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.trajectory import Trajectory, trajectory
+from jaxstab.trials.family import Vectorized
 
 LN_10 = math.log(10.0)
 VARIABLES = (
@@ -36,22 +35,6 @@ MOST_EXCESS = 0.05
 """Of a mean square over what mean field says, where paths through the layers add up instead of averaging out."""
 
 UNKNOWN_GRADIENT = "no loss scale: the gradient of such networks is not known."
-
-
-@dataclasses.dataclass(frozen=True)
-class Vectorized:
-    """A family's `predict` that is faster for many configurations at once than for one after another.
-
-    `many(spec, hparams)` gets each hyperparameter as an array [configuration, ...] and returns arrays
-    [configuration, ...]. Called, it is the theory of one configuration, as any family's.
-    """
-
-    many: Callable[[Any, Any], Mapping[str, np.ndarray]]
-
-    def __call__(self, spec: Any, hparams: Any) -> dict[str, np.ndarray]:
-        """The theory of one configuration."""
-        arrays = type(hparams)(*(np.asarray(value)[None] for value in hparams))
-        return {name: value[0] for name, value in self.many(spec, arrays).items()}
 
 
 def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:

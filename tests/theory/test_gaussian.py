@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from jaxstab.errors import UsageError
-from jaxstab.theory import gaussian
+from jaxstab.theory import gaussian, pairs
 from jaxstab.theory.activations import ACTIVATIONS, derivative
 
 BROKEN = {  # function -> where it is not smooth
@@ -153,8 +153,8 @@ def test_pairs_through_relu_and_its_slope():
     angle = np.arccos(CORRELATIONS)
     q = 1.7  # Cho & Saul 2009: kernels of degree 1 and 0
     degree_1 = q * (np.sqrt(1 - CORRELATIONS**2) + CORRELATIONS * (np.pi - angle)) / (2 * np.pi)
-    np.testing.assert_allclose(gaussian.expect_pair(jax.nn.relu, CORRELATIONS, q), degree_1, atol=1e-12)
-    slopes = gaussian.expect_pair(derivative(jax.nn.relu), CORRELATIONS, q)
+    np.testing.assert_allclose(pairs.expect_pair(jax.nn.relu, CORRELATIONS, q), degree_1, atol=1e-12)
+    slopes = pairs.expect_pair(derivative(jax.nn.relu), CORRELATIONS, q)
     np.testing.assert_allclose(slopes, (np.pi - angle) / (2 * np.pi), atol=1e-8)
 
 
@@ -163,7 +163,7 @@ def test_pairs_through_erf(q):
     exact = 2 / np.pi * np.arcsin(2 * q * CORRELATIONS / (1 + 2 * q))  # Williams 1996
     scale = 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q))
     np.testing.assert_allclose(
-        gaussian.expect_pair(jax.lax.erf, CORRELATIONS, q) / scale, exact / scale, atol=1e-9
+        pairs.expect_pair(jax.lax.erf, CORRELATIONS, q) / scale, exact / scale, atol=1e-9
     )
 
 
@@ -173,20 +173,20 @@ def test_pairs_of_a_function_with_a_jump_off_centre():
 
     for c in (-0.6, 0.2, 0.95):
         law = stats.multivariate_normal([0, 0], [[1, c], [c, 1]])
-        assert gaussian.expect_pair(step, c, 1.0) == pytest.approx(law.cdf([-0.3, -0.3]), abs=1e-6)
+        assert pairs.expect_pair(step, c, 1.0) == pytest.approx(law.cdf([-0.3, -0.3]), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_pairs_agree_with_single_moments_at_the_ends(name):
     phi = ACTIVATIONS[name]
     q = np.array([0.01, 1.0, 50.0])
-    np.testing.assert_allclose(gaussian.expect_pair(phi, 1.0, q), gaussian.second_moment(phi, q), rtol=1e-9)
+    np.testing.assert_allclose(pairs.expect_pair(phi, 1.0, q), gaussian.second_moment(phi, q), rtol=1e-9)
     np.testing.assert_allclose(
-        gaussian.expect_pair(phi, 0.0, q), gaussian.first_moment(phi, q) ** 2, rtol=1e-9, atol=1e-12
+        pairs.expect_pair(phi, 0.0, q), gaussian.first_moment(phi, q) ** 2, rtol=1e-9, atol=1e-12
     )
 
 
 def test_pairs_broadcast():
-    table = gaussian.expect_pair(jnp.tanh, np.array([0.1, 0.2, 0.3])[:, None], np.array([1.0, 2.0]))
+    table = pairs.expect_pair(jnp.tanh, np.array([0.1, 0.2, 0.3])[:, None], np.array([1.0, 2.0]))
     assert table.shape == (3, 2)
-    assert table[2, 1] == pytest.approx(float(gaussian.expect_pair(jnp.tanh, 0.3, 2.0)), rel=1e-12)
+    assert table[2, 1] == pytest.approx(float(pairs.expect_pair(jnp.tanh, 0.3, 2.0)), rel=1e-12)
