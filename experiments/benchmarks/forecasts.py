@@ -143,7 +143,9 @@ def main(seeds: int = 200, first: int = 10_000, out: Path | None = None) -> int:
             print(rows[-1], flush=True)
             worst = max(worst, line.apart) if math.isfinite(line.forecast) else worst
     seconds = time.perf_counter() - began
-    closing = f"\n{seeds} networks a case, seeds from {first}, {seconds:.0f} s; at most {worst:.1f} errors apart."
+    closing = (
+        f"\n{seeds} networks a case, seeds from {first}, {seconds:.0f} s; at most {worst:.1f} errors apart."
+    )
     print(closing)
     if out is not None:
         out.write_text(HEADER + "\n".join(rows) + "\n" + closing + "\n")

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxstab
 from experiments.benchmarks import contract
+from jaxstab.engine import plan
 
 DEAR = ("propagation", "overflow", "one_entry", "training", "mlp", "dropout", "symmetry", "vanishing")
 """Whose programs compile longest: fewer subsets of their outputs here."""
@@ -125,3 +128,15 @@ def test_fewer_seeds_than_stored_are_read_from_the_store(tmp_path):
     assert part.forward_rms.identical(whole.forward_rms.sel(seed=[5, 2]))
     assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert call(8).sizes["seed"] == 8
+
+
+def count_loops(keep: tuple[str, ...]) -> int:
+    """Loops in the compiled program of one lane."""
+    spec, hparams = jaxstab.propagation.configure({"depth": 6, "width": 8, "batch": 2})
+    lane = plan.kept_lane(jaxstab.propagation, spec, keep)
+    numbers = jax.tree.map(jnp.float32, hparams)
+    return jax.jit(lane).lower(jnp.uint32(0), numbers).compile().as_text().count(" while(")
+
+
+def test_a_forward_sweep_pays_for_no_backward_pass():
+    assert count_loops(("forward_rms",)) == count_loops(()) < count_loops(("backward_rms",))
