@@ -24,7 +24,7 @@ CONFIGURATIONS = [
     {
         "activation": "relu",
         "init": "kaiming_normal",
-        "gain": 1.1,
+        "gain": 1.15,
         "depth": 100,
         "width": 64,
         "dtype": "float16",
