@@ -90,7 +90,9 @@ def plot(record: Record) -> dict[str, Figure]:
     for (left, right), name in zip(panels, data.activation.values, strict=True):
         one = data.sel(activation=name)
         critical = float(one.critical_sigma_w)
-        accuracy = jaxstab.quantiles(one.train_accuracy, 0.5).transpose("learning_rate", "sigma_w")
+        accuracy = (
+            jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
+        )
         image = left.pcolormesh(one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest")
         figure.colorbar(image, ax=left, label="training accuracy in the epoch")
         draw_boundaries(left, one)
