@@ -123,7 +123,9 @@ class Explanation:
     def text(self, measured: xr.Dataset | None = None) -> str:
         """The facts in sentences; with a measurement [seed] of the same stack, what became of it in its dtype."""
         spec, _ = propagation.configure(self.settings)
-        return " ".join([*self.sentences, *_describe_ends(self.forecast, spec, measured)])
+        is_silent = measured is None and not has_theory(spec)
+        ends = [] if is_silent else _describe_ends(self.forecast, spec, measured)
+        return " ".join([*self.sentences, *ends])
 
     def __str__(self) -> str:
         return self.text()
@@ -264,8 +266,9 @@ def _sentences(facts: Explanation, spec: Any) -> list[str]:
         text.append(_describe("The signal", facts.rates_forward, spec.depth) + forward)
         text.append(_describe("The gradient", facts.rates_backward, spec.depth) + backward + _fate(facts))
     if facts.phase:
+        chi = f"{facts.chi:.4f}" if facts.chi < 100 else f"{facts.chi:.4g}"
         scale = f", depth scale {facts.depth_scale:.3g} layers" if facts.depth_scale < 1e6 else ""
-        text.append(f"The fixed point is {facts.phase} (chi = {facts.chi:.4f}{scale}).")
+        text.append(f"The fixed point is {facts.phase} (chi = {chi}{scale}).")
     return text + _describe_advice(facts, spec)
 
 
@@ -288,6 +291,8 @@ def _fate(facts: Explanation) -> str:
         return ""
     if not KEPT[0] <= total <= KEPT[1]:
         return f" It {'vanishes' if total < 0 else 'explodes'}: [1e-6, 1e3] is left."
+    if not facts.holds_backward:
+        return ""  # what infinitely wide networks would keep is no verdict on these
     if abs(rate) < STEADY:
         return " That is within [1e-6, 1e3]."
     layers = math.ceil((KEPT[0] if rate < 0 else KEPT[1]) / rate) + 1
@@ -299,7 +304,8 @@ def _describe_advice(facts: Explanation, spec: Any) -> list[str]:
         return [f"With {'; with '.join(str(one) for one in facts.advice)}."]
     changes = max(abs(facts.total_forward), abs(facts.total_backward))
     if facts.phase == "critical":
-        return ["The gain is right as it is."]
+        strays = not (facts.holds_forward and facts.holds_backward)
+        return ["No gain is better, but wider layers are." if strays else "The gain is right as it is."]
     if not changes > max(STEADY * spec.depth, 0.5):
         return ["Nothing needs mending at this depth."]
     if spec.kind == "normalized":
@@ -320,6 +326,8 @@ def _describe_ends(forecast: Mapping[str, Any], spec: Any, measured: xr.Dataset 
             theory = (
                 _spell_ends(share, ends) if share > SELDOM else "none" if share <= SELDOM else "not known"
             )
+            if measured is None and math.isnan(share):
+                return [f"Where {spec.dtype} ends is not known for such a stack."]
             if measured is None:
                 found += [f"Forecast for {spec.dtype}: {subject} {verb} {theory}."] if share > SELDOM else []
                 continue
