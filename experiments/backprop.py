@@ -2,7 +2,8 @@
 
 Two examples of the notes on backpropagation: e = (a + b)(b + 1) at a = 2, b = 1; and the network 1-2-2 with a
 sigmoid after each layer, x = 1, W1 = [[1], [2]], W2 = [[3, 4], [5, 6]], target (1, 0), mean squared error: its
-forward pass, its loss (printed: 0.4999), every gradient by the chain rule, and one step of SGD at rate 1.
+forward pass, its loss (printed: 0.4999), every gradient by the chain rule, and one step of SGD at rate 1. Both graphs
+are drawn with the value and the gradient beside each node; data.nc holds them in Graphviz's language, too.
 A vector-Jacobian product with z equals the gradient of the scalar product with z.
 """
 
@@ -17,6 +18,8 @@ import numpy as np
 import optax
 import xarray as xr
 
+from jaxstab.diagnosis.graph import GRADIENT, VALUE, Graph, draw_graph
+from jaxstab.diagnosis.nodes import write_number
 from jaxstab.report import claims as scoreboard
 from jaxstab.report.record import Record
 
@@ -35,17 +38,22 @@ class Config:
 SCALES = {"smoke": Config(), "default": Config(), "full": Config()}
 
 
-def forward(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def example(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The notes' e."""
+    return (a + b) * (b + 1)
+
+
+def forward(weights: dict[str, jax.Array], x: jax.Array = X) -> dict[str, jax.Array]:
     """Every node of the network's graph; z of the linear parts, y of the sigmoids."""
-    z1 = jnp.matmul(weights["W1"], X, precision="highest")
+    z1 = jnp.matmul(weights["W1"], x, precision="highest")
     y1 = jax.nn.sigmoid(z1)
     z2 = jnp.matmul(weights["W2"], y1, precision="highest")
     return {"z1": z1, "y1": y1, "z2": z2, "y2": jax.nn.sigmoid(z2)}
 
 
-def loss(weights: dict[str, jax.Array]) -> jax.Array:
+def loss(weights: dict[str, jax.Array], x: jax.Array = X, target: jax.Array = TARGET) -> jax.Array:
     """Mean squared error."""
-    return jnp.mean((forward(weights)["y2"] - TARGET) ** 2)
+    return jnp.mean((forward(weights, x)["y2"] - target) ** 2)
 
 
 def gradients_by_hand(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -69,7 +77,7 @@ def run(config: Config) -> Record:
     by_hand, by_grad = gradients_by_hand(WEIGHTS), jax.grad(loss)(WEIGHTS)
     updates, _ = optax.sgd(1.0).update(by_grad, optax.sgd(1.0).init(WEIGHTS))
     after = jax.tree.map(jnp.add, WEIGHTS, updates)
-    de_da, de_db = jax.grad(lambda a, b: (a + b) * (b + 1), argnums=(0, 1))(2.0, 1.0)
+    de_da, de_db = jax.grad(example, argnums=(0, 1))(2.0, 1.0)
     of_scalar, of_vector = vector_jacobian_products()
     names = [f"{m}[{i},{j}]" for m, w in WEIGHTS.items() for i, j in np.ndindex(*w.shape)]
     flat = lambda tree: np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])  # noqa: E731
@@ -97,7 +105,36 @@ def run(config: Config) -> Record:
             "sigmoid": [1, 2],
         },
     )
-    return Record(data)
+    graphs = {"e": draw_graph(example, 2.0, 1.0), "network": draw_graph(loss, WEIGHTS, X, TARGET)}
+    data = xr.merge([data, *(tabulate(name, graph) for name, graph in graphs.items())])
+    return Record(data.assign_attrs({f"graph_of_{name}": graph.dot for name, graph in graphs.items()}))
+
+
+def tabulate(name: str, graph: Graph) -> xr.Dataset:
+    """A graph as data: what stands at each node, which reads which, and the layer in which a node is drawn.
+
+    An operation stands below all that it reads, an argument right above the first that reads it.
+    """
+    nodes, edges = graph.nodes, [(s, n) for n, node in enumerate(graph.nodes) for s, _ in node.inputs]
+    layer = [0] * len(nodes)
+    for number, node in enumerate(nodes):
+        layer[number] = max((layer[source] + 1 for source, _ in node.inputs), default=0)
+    for number, node in enumerate(nodes):
+        if not node.inputs:
+            layer[number] = min((layer[n] - 1 for source, n in edges if source == number), default=0)
+    written = {
+        what: [" ".join(write_number(v) for v in getattr(node, what) if v is not None) for node in nodes]
+        for what in ("values", "gradients")
+    }
+    at = f"node_of_{name}"
+    return xr.Dataset(
+        {
+            f"label_in_{name}": (at, [node.label for node in nodes]),
+            f"layer_in_{name}": (at, layer),
+            f"edges_in_{name}": ((f"edge_of_{name}", "end"), edges),
+            **{f"{what}_in_{name}": (at, lines) for what, lines in written.items()},
+        }
+    )
 
 
 def plot(record: Record) -> dict[str, Figure]:
@@ -119,7 +156,37 @@ def plot(record: Record) -> dict[str, Figure]:
     right.annotate("1/4, the most", (1.0, 0.25), (1.0, 0.29), fontsize=8)
     right.set(yscale="log", xticks=[1, 2], xlabel="sigmoid", title="slope of each sigmoid, y (1 - y)")
     right.legend(loc="lower left")
-    return {"gradients": figure}
+    return {"gradients": figure, **{f"graph_of_{name}": plot_graph(data, name) for name in ("e", "network")}}
+
+
+def plot_graph(data: xr.Dataset, name: str) -> Figure:
+    """The computation from top to bottom; at each node its value (=) and the gradient with respect to it (∂)."""
+    import matplotlib.pyplot as plt
+
+    label, layer, edges, values, gradients = (
+        data[f"{what}_in_{name}"].values for what in ("label", "layer", "edges", "values", "gradients")
+    )
+    place = np.array([np.count_nonzero(layer[:n] == layer[n]) for n in range(layer.size)])
+    x = (place + 0.5) / np.array([np.count_nonzero(layer == layer[n]) for n in range(layer.size)])
+    lines = [  # a number's label is its value
+        [(label[n], "black"), *((text, color) for text, color in (
+            (f"= {values[n]}", VALUE), (f"∂ {gradients[n]}", GRADIENT)) if text[2:] not in ("", label[n]))]
+        for n in range(layer.size)
+    ]  # fmt: skip
+    figure, axes = plt.subplots(figsize=(6.5, 0.8 * (layer.max() + 1.5)))
+    for source, target in edges:
+        below = layer[source] + 0.2 * len(lines[source]) - 0.3
+        axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below),
+                      arrowprops={"arrowstyle": "->", "color": "0.5"})  # fmt: skip
+    for n in range(layer.size):
+        for row, (text, color) in enumerate(lines[n]):
+            y = layer[n] + 0.2 * (row - 1)
+            axes.text(x[n], y, text, color=color, fontsize=8, ha="center", va="center")
+    axes.set(
+        xlim=(0, 1), ylim=(layer.max(), -0.4), title="= value, forward; ∂ gradient of the output, backward"
+    )
+    axes.axis("off")
+    return figure
 
 
 def claims(record: Record) -> list[scoreboard.Claim]:

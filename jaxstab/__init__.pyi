@@ -1,3 +1,5 @@
+from .diagnosis.graph import Graph as Graph
+from .diagnosis.graph import draw_graph as draw_graph
 from .engine.run import predict as predict
 from .engine.run import propagate as propagate
 from .engine.run import sweep as sweep
@@ -13,6 +15,7 @@ from .engine.summary import quantiles as quantiles
 from .errors import Interrupted as Interrupted
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
+from .observation.transform import observe as observe
 from .report.explanation import Explanation as Explanation
 from .report.explanation import explain as explain
 from .theory.gains import critical_initialization as critical_initialization

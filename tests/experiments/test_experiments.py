@@ -78,6 +78,22 @@ def test_gradients_by_hand_are_those_of_jax(results):
     np.testing.assert_allclose(float(data.loss), np.mean((y2 - [1, 0]) ** 2), rtol=1e-6)
 
 
+def test_the_graphs_of_the_notes_bear_their_numbers(results):
+    data = data_of(results, "backprop")
+
+    def written(graph: str, what: str) -> dict[str, str]:
+        labels, lines = (data[f"{name}_in_{graph}"].values.astype(str) for name in ("label", what))
+        return dict(zip(labels, lines, strict=True))
+
+    assert written("e", "values").items() >= {"a": "2", "b": "1", "mul": "6"}.items()
+    assert written("e", "gradients").items() >= {"a": "2", "b": "5", "mul": "1"}.items()
+    assert written("network", "values")["div"] == "0.4999"
+    (first, second) = data.by_grad.values[:2]
+    assert written("network", "gradients")["weights['W1']"] == f"[[{first:.4g}], [{second:.4g}]]"
+    assert all(data.attrs[f"graph_of_{name}"].startswith("digraph {") for name in ("e", "network"))
+    assert len(results[1]["backprop"].figures) == 3
+
+
 def test_entries_of_a_product_follow_the_lyapunov_law(results):
     entries = data_of(results, "matrix_product").log10_entry.values
     probability = np.linspace(0.0005, 0.9995, 400)

@@ -1,0 +1,158 @@
+"""Equations with programs inside: jit, remat, scan, while and cond, each bound again with statistics as outputs.
+
+What a walk sees inside leaves an equation as more outputs: stacked by iteration from a scan, one set a branch from a
+cond, the largest over iterations from a while.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import jaxpr_as_fun, primitives
+
+from jaxstab.observation.sites import Place, Site
+from jaxstab.observation.statistics import merge
+
+Records = list[tuple[Site, Any]]
+Result = tuple[list[Any], Records]
+
+
+@runtime_checkable
+class Walker(Protocol):
+    """What goes through a program."""
+
+    statistics: Any
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], place: Place) -> Result: ...
+
+
+def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The equation's outputs, the equation left whole."""
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def can_enter(eqn: Any) -> bool:
+    """Whether what an equation does is told by its program: no mutable references, no shardings of a jit."""
+    if any("Ref" in type(v.aval).__name__ for v in eqn.invars):
+        return False
+    shardings = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
+    return all("Unspecified" in type(sharding).__name__ for sharding in shardings)
+
+
+class _Inside:
+    """A program with the records' arrays as a second output; the sites are known once it was traced."""
+
+    def __init__(self, walk: Walker, jaxpr: Any, consts: Sequence[Any], place: Place):
+        self.walk, self.jaxpr, self.consts, self.place = walk, jaxpr, consts, place
+        self.sites: list[Site] = []
+
+    def __call__(self, *args: Any) -> tuple[list[Any], list[Any]]:
+        outputs, records = self.walk.run(self.jaxpr, self.consts, args, self.place)
+        self.sites = [site for site, _ in records]
+        return outputs, [value for _, value in records]
+
+    def records(self, values: Sequence[Any], **changes: Any) -> Records:
+        sites = [dataclasses.replace(site, **changes) for site in self.sites]
+        return list(zip(sites, values, strict=True))
+
+
+def _enter_jit(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
+    closed = eqn.params["jaxpr"]
+    inside = _Inside(walk, closed.jaxpr, closed.consts, here)
+
+    def call(*args: Any) -> tuple[list[Any], list[Any]]:
+        return inside(*args)
+
+    call.__name__ = eqn.params["name"]
+    outputs, values = jax.jit(call, inline=eqn.params["inline"])(*inputs)
+    return outputs, inside.records(values)
+
+
+def _enter_remat(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
+    """Bound as the equation that it is: what keeps the compiler from undoing the recomputation is in its parameters."""
+    again = here.is_in_backward_remat or eqn.params["differentiated"]
+    inside = _Inside(walk, eqn.params["jaxpr"], (), dataclasses.replace(here, is_in_backward_remat=again))
+    closed, shape = jax.make_jaxpr(inside, return_shape=True)(*inputs)
+    jaxpr = closed.jaxpr.replace(constvars=(), invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
+    flat = primitives.remat_p.bind(*closed.consts, *inputs, **{**eqn.params, "jaxpr": jaxpr})
+    outputs, values = jax.tree.unflatten(jax.tree.structure(shape), flat)
+    return outputs, inside.records(values)
+
+
+def _enter_scan(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
+    known, closed = eqn.params, eqn.params["jaxpr"]
+    consts, carries = known["num_consts"], known["num_carry"]
+    if here.kept is not None:
+        here = dataclasses.replace(here, kept=(*[True] * carries, *here.kept[carries:]))
+    inside = _Inside(walk, closed.jaxpr, closed.consts, here)
+
+    def body(carry: list[Any], row: list[Any]) -> tuple[list[Any], Any]:
+        outputs, values = inside(*inputs[:consts], *carry, *row)
+        return outputs[:carries], (outputs[carries:], values)
+
+    start, rows = inputs[consts : consts + carries], inputs[consts + carries :]
+    end, (stacked, values) = lax.scan(
+        body, start, rows, length=known["length"], reverse=known["reverse"], unroll=known["unroll"]
+    )
+    sites = [dataclasses.replace(site, loops=(known["length"], *site.loops)) for site in inside.sites]
+    return [*end, *stacked], list(zip(sites, values, strict=True))
+
+
+def _enter_while(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
+    known = eqn.params
+    first, second = known["cond_nconsts"], known["cond_nconsts"] + known["body_nconsts"]
+    test = jaxpr_as_fun(known["cond_jaxpr"])
+    body = known["body_jaxpr"]
+    inside = _Inside(walk, body.jaxpr, body.consts, dataclasses.replace(here, in_while=True, kept=None))
+
+    def step(state: tuple[Any, list[Any], list[Any]]) -> tuple[Any, list[Any], list[Any]]:
+        has_run, carry, old = state
+        outputs, new = inside(*inputs[first:second], *carry)
+        merged = [jnp.where(has_run, merge(a, b, walk.statistics), b) for a, b in zip(old, new, strict=True)]
+        return jnp.ones((), bool), outputs, merged
+
+    start = inputs[second:]
+    empty = _not_taken(jax.eval_shape(inside, *inputs[first:second], *start)[1])
+    _, outputs, values = lax.while_loop(
+        lambda state: test(*inputs[:first], *state[1])[0], step, (jnp.zeros((), bool), start, empty)
+    )
+    return outputs, inside.records(values)
+
+
+def _enter_cond(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
+    index, operands = inputs[0], inputs[1:]
+    insides = []
+    for number, closed in enumerate(eqn.params["branches"]):
+        branch = f"{here.branch}/{number}" if here.branch else str(number)
+        insides.append(_Inside(walk, closed.jaxpr, closed.consts, dataclasses.replace(here, branch=branch)))
+    shapes = [jax.eval_shape(inside, *operands)[1] for inside in insides]
+
+    def branch_of(number: int) -> Callable[..., Any]:
+        def branch(*args: Any) -> tuple[list[Any], list[Any]]:
+            outputs, values = insides[number](*args)
+            return outputs, [values if i == number else _not_taken(shape) for i, shape in enumerate(shapes)]
+
+        return branch
+
+    outputs, values = lax.switch(index, [branch_of(i) for i in range(len(insides))], *operands)
+    records = [record for inside, own in zip(insides, values, strict=True) for record in inside.records(own)]
+    return outputs, records
+
+
+def _not_taken(shapes: Sequence[Any]) -> list[Any]:
+    return [jnp.full(one.shape, jnp.nan, one.dtype) for one in shapes]
+
+
+ENTERED: dict[Any, Callable[[Any, Any, list[Any], Place], Result]] = {
+    primitives.jit_p: _enter_jit,
+    primitives.remat_p: _enter_remat,
+    primitives.scan_p: _enter_scan,
+    primitives.while_p: _enter_while,
+    primitives.cond_p: _enter_cond,
+}

@@ -1,0 +1,107 @@
+"""Numbers that are kept of an array: few and cheap by default, more on demand.
+
+The cheap ones are taken without rescaling, since reading the maximum first would cost a second pass over every
+activation. Where squaring overflows or underflows, `absmax` beside `rms` tells (`is_rms_in_range`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.errors import UsageError, require_choice
+from jaxstab.theory.floats import power_of_two
+
+DEFAULT = ("rms", "absmax")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A scalar of an array of float32 or float64, and how those of a while loop's iterations become one."""
+
+    long_name: str
+    of: Callable[[jax.Array], jax.Array]
+    merge: Callable[[jax.Array, jax.Array], jax.Array] = jnp.maximum
+    units: str = "1"
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(x * x))
+
+
+def _log2_rms(x: jax.Array) -> jax.Array:
+    largest = jnp.max(jnp.abs(x))
+    _, exponent = jnp.frexp(largest)
+    exponent = jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -126, 126), 0)
+    scaled = x * power_of_two(-exponent).astype(x.dtype)
+    return jnp.log2(_rms(scaled)) + exponent.astype(x.dtype)
+
+
+def _absmin(x: jax.Array) -> jax.Array:
+    magnitude = jnp.abs(x)
+    return jnp.min(jnp.where(magnitude > 0, magnitude, jnp.inf))
+
+
+def _larger_magnitude(old: jax.Array, new: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(new) | (jnp.abs(new) > jnp.abs(old)), new, old)
+
+
+def _share(happens: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: jnp.mean(happens(x), dtype=x.dtype)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "rms": Statistic("root mean square of all entries", _rms),
+    "absmax": Statistic("largest magnitude; NaN if any entry is", lambda x: jnp.max(jnp.abs(x))),
+    "mean": Statistic("mean of all entries", jnp.mean, _larger_magnitude),
+    "absmin": Statistic("smallest magnitude that is not zero; inf if all are zero", _absmin, jnp.minimum),
+    "zeros": Statistic("share of entries that are zero", _share(lambda x: x == 0)),
+    "nans": Statistic("share of entries that are NaN", _share(jnp.isnan)),
+    "infs": Statistic("share of entries that are infinite", _share(jnp.isinf)),
+    "log2_rms": Statistic(
+        "log2 of the root mean square, right over the whole range", _log2_rms, units="octave"
+    ),
+}
+"""What can be asked for, by name. Those of complex arrays are of the magnitudes."""
+
+
+def require_statistics(names: object) -> tuple[str, ...]:
+    """The names as a tuple; UsageError for one that is unknown, named twice, or for none."""
+    listed: object = [names] if isinstance(names, str) else names
+    if not isinstance(listed, Iterable):
+        raise UsageError(f"statistics must be names, not {names!r}. Choices: {', '.join(STATISTICS)}.")
+    known = tuple(require_choice(name, STATISTICS, "statistic") for name in listed)
+    if not known or len({*known}) < len(known):
+        raise UsageError(f"statistics must be one name or more, each once, not {known!r}.")
+    return known
+
+
+def measure(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Statistics of all entries of `x`, shape (len(names),): float64 if `x` is, else float32.
+
+    Halves are widened first. Nothing is differentiated through them.
+    """
+    x = jax.lax.stop_gradient(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.abs(x)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.stack([STATISTICS[name].of(wide).astype(wide.dtype) for name in names])
+
+
+def merge(old: jax.Array, new: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """One vector of statistics, the last axis, for both; each by its own rule (mostly the larger)."""
+    merged = [STATISTICS[name].merge(old[..., i], new[..., i]) for i, name in enumerate(names)]
+    return jnp.stack(merged, axis=-1)
+
+
+def is_rms_in_range(rms: np.ndarray, absmax: np.ndarray) -> np.ndarray:
+    """Whether squares of float32 neither overflowed nor lost the largest entry; False where NaN stands in either.
+
+    False means that the rms is wrong (or not a number) though the array may be well; `log2_rms` is right there.
+    """
+    low = float(np.sqrt(np.finfo(np.float32).tiny)) * 1e3
+    return np.isfinite(rms) & ((absmax == 0) | (absmax > low))

@@ -1,0 +1,109 @@
+"""`observe`: a transformation of functions like `jax.value_and_grad`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from jaxstab.errors import UsageError, require_choice
+from jaxstab.names import name_of_callable
+from jaxstab.observation.calls import marked_calls
+from jaxstab.observation.marks import is_tracing
+from jaxstab.observation.seen import Seen
+from jaxstab.observation.sites import number_calls
+from jaxstab.observation.statistics import DEFAULT, require_statistics
+from jaxstab.observation.walk import Walk, has_calls
+
+LEVELS = ("calls", "operations")
+
+
+def observe(
+    f: Callable[..., Any], statistics: Iterable[str] = DEFAULT, at: str = "calls"
+) -> Callable[..., tuple[Any, Seen]]:
+    """`f` with what happens inside: a function of the same arguments that returns (what f returns, `Seen`).
+
+    Seen are the `statistics` (names of `STATISTICS`, scalars of all entries) of the output of every module call
+    inside f, of linen, NNX, Equinox and Haiku. Where f itself differentiates, as `jax.value_and_grad(loss)` does,
+    also those of the gradient with respect to each output (direction "backward"). Of a function that calls no
+    module, the named scopes take their place: what leaves a scope forward, and what its transpose leaves backward,
+    which are the gradients with respect to what the scope was given. `at="operations"` sees every operation.
+
+        (loss, grads), seen = jax.jit(jaxstab.observe(jax.value_and_grad(loss)))(params, batch)
+        seen.to_dataset()
+
+    f's outputs and gradients are what they are without. It composes with jit, vmap, grad, scan and remat, and sees
+    into scan (a row an iteration), cond (NaN where a branch was not taken), while (the largest over iterations),
+    remat and jit; custom derivatives, shard_map, callbacks, kernels and jit with shardings are left whole. Modules
+    are pytrees here, as under `jax.jit`: what f changes in one must be among what it returns.
+
+    UsageError for a function that cannot be called or returns no arrays, or an unknown statistic or level.
+    """
+    if not callable(f):
+        raise UsageError(
+            f"observe needs a function, not {f!r}: pass the module's apply, or a function that calls it."
+        )
+    names, level = require_statistics(statistics), require_choice(at, LEVELS, "at")
+
+    @functools.wraps(f)
+    def observed(*args: Any, **kwargs: Any) -> tuple[Any, Seen]:
+        closed, arrays, rebuild = _trace(f, args, kwargs)
+        scopes = level == "calls" and not has_calls(closed.jaxpr)
+        walk = Walk(names, level, scopes, is_nested=is_tracing())
+        outputs, records = walk.start(closed, arrays)
+        sites = number_calls([site for site, _ in records])
+        return rebuild(outputs), Seen(tuple(value for _, value in records), sites, names)
+
+    return observed
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic))
+
+
+def _trace(
+    f: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[ClosedJaxpr, list[Any], Callable[[list[Any]], Any]]:
+    """f's program with marks, the arrays that it takes, and how its outputs become those of f.
+
+    Arguments and outputs that are no arrays (Python numbers, strings, functions) stay as they are.
+    """
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    shape: dict[str, Any] = {}
+
+    def flat(*traced: Any) -> list[Any]:
+        values = iter(traced)
+        filled = [next(values) if _is_array(leaf) else leaf for leaf in leaves]
+        inner_args, inner_kwargs = jax.tree.unflatten(structure, filled)
+        shape["leaves"], shape["tree"] = jax.tree.flatten(f(*inner_args, **inner_kwargs))
+        outputs = [leaf for leaf in shape["leaves"] if _is_array(leaf)]
+        if not outputs:
+            raise UsageError(f"{name_of_callable(f)} returns no arrays: nothing of it can be observed.")
+        shape["leaves"] = [_Hole if _is_array(leaf) else leaf for leaf in shape["leaves"]]
+        return outputs
+
+    try:
+        with marked_calls():
+            closed = jax.make_jaxpr(flat)(*arrays)
+    except jax.errors.TracerArrayConversionError as error:
+        name = name_of_callable(f)
+        raise UsageError(
+            f"{name} turns an array into one of NumPy, where nothing can be observed."
+        ) from error
+
+    def rebuild(outputs: list[Any]) -> Any:
+        values = iter(outputs)
+        return jax.tree.unflatten(
+            shape["tree"], [next(values) if leaf is _Hole else leaf for leaf in shape["leaves"]]
+        )
+
+    return closed, arrays, rebuild
+
+
+class _Hole:
+    """Stands for an output that is an array."""

@@ -1,0 +1,151 @@
+"""A walk of a traced program that binds every equation again and takes statistics on the way.
+
+Values are what they were: the same primitives with the same parameters. Programs inside an equation are entered only
+where there is something to see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxstab.observation import loops
+from jaxstab.observation.marks import BACKWARD, FORWARD, MARK, library_files, mark_p
+from jaxstab.observation.scopes import is_seen, kept_outputs, leaving
+from jaxstab.observation.sites import SCOPE, Place, Site
+from jaxstab.observation.statistics import measure
+
+Records = list[tuple[Site, Any]]
+
+
+def programs_in(eqn: Any) -> Iterator[Jaxpr]:
+    """The programs among an equation's parameters."""
+    for value in eqn.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
+
+
+def has_marks(jaxpr: Jaxpr) -> bool:
+    """Whether a mark stands in a program or in one inside it."""
+    return any(e.primitive is mark_p or any(map(has_marks, programs_in(e))) for e in jaxpr.eqns)
+
+
+def has_calls(jaxpr: Jaxpr) -> bool:
+    """Whether an output of a module is marked; marks that users set by hand are none."""
+    return any(
+        (e.primitive is mark_p and e.params["kind"] != MARK) or any(map(has_calls, programs_in(e)))
+        for e in jaxpr.eqns
+    )
+
+
+def has_scopes(jaxpr: Jaxpr) -> bool:
+    """Whether any equation stands under a name, or a mark does."""
+    return any(
+        any(type(entry).__name__ == "Scope" for entry in e.source_info.name_stack.stack)
+        or e.primitive is mark_p
+        or any(map(has_scopes, programs_in(e)))
+        for e in jaxpr.eqns
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What to look for. `is_nested` keeps the marks in the program, for the observation around this one."""
+
+    statistics: tuple[str, ...]
+    at: str
+    scopes: bool
+    is_nested: bool
+
+    def start(self, closed: ClosedJaxpr, arrays: Sequence[Any]) -> tuple[list[Any], Records]:
+        """The outputs of a whole program, and (site, statistics) of what was seen in its order."""
+        return self.run(closed.jaxpr, closed.consts, arrays, Place())
+
+    def run(
+        self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], place: Place
+    ) -> tuple[list, Records]:
+        """The outputs of the program and the records, at a place of the whole program."""
+        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        values |= zip(jaxpr.invars, args, strict=True)
+        places = [place.at(eqn) for eqn in jaxpr.eqns]
+        out_of = leaving(jaxpr, places, place) if self.scopes else {}
+        kept = kept_outputs(jaxpr, places, place) if self.scopes else [None] * len(places)
+        records: Records = []
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, Literal) else values[v]
+
+        for i, eqn in enumerate(jaxpr.eqns):
+            here = dataclasses.replace(places[i], kept=kept[i])
+            stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+            with source_info_util.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
+                outputs, inner = self._step(eqn, [read(v) for v in eqn.invars], here)
+                values |= zip(eqn.outvars, outputs, strict=True)
+                records += inner
+                records += [self._scope(eqn, here, names, v, values[v]) for names, v in out_of.get(i, ())]
+        return [read(v) for v in jaxpr.outvars], records
+
+    def _step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+        if eqn.primitive is mark_p:
+            return self._marked(eqn, inputs, here)
+        enter = loops.ENTERED.get(eqn.primitive)
+        if enter is not None and self._is_worth(eqn) and loops.can_enter(eqn):
+            return enter(self, eqn, inputs, here)
+        outputs = loops.bind(eqn, inputs)
+        if self.at == "calls":
+            return outputs, []
+        source = source_of(eqn)
+        fields = {"kind": eqn.primitive.name, "direction": _direction(here), "source": source}
+        return outputs, [
+            (here.site(v, **fields, output=str(i) if len(outputs) > 1 else ""), self.measure(x))
+            for i, (v, x) in enumerate(zip(eqn.outvars, outputs, strict=True))
+            if is_seen(v)
+        ]
+
+    def _is_worth(self, eqn: Any) -> bool:
+        if self.at == "operations":
+            return True
+        return any((has_scopes if self.scopes else has_marks)(inner) for inner in programs_in(eqn))
+
+    def _marked(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+        """A mark is passed on as nothing. Forward marks of a recomputation were seen in the forward pass."""
+        outputs = loops.bind(eqn, inputs) if self.is_nested else inputs
+        known = dict(eqn.params)
+        path = "/".join(filter(None, (*here.names, known.pop("name"))))
+        if self.at != "calls" or (known["direction"] == FORWARD and here.is_in_backward_remat):
+            return outputs, []
+        site = here.site(eqn.outvars[0], path=path, **known)
+        return outputs, [(site, self.measure(inputs[0]))]
+
+    def _scope(self, eqn: Any, here: Place, names: tuple[str, ...], v: Any, value: Any) -> tuple[Site, Any]:
+        fields = {
+            "path": "/".join(names),
+            "kind": SCOPE,
+            "direction": _direction(here),
+            "source": source_of(eqn),
+        }
+        return here.site(v, **fields), self.measure(value)
+
+    def measure(self, value: Any) -> Any:
+        return measure(value, self.statistics)
+
+
+def _direction(here: Place) -> str:
+    if here.is_recomputed:
+        return "recomputed"
+    return BACKWARD if here.is_transposed else FORWARD
+
+
+def source_of(eqn: Any) -> str:
+    """file:line of the innermost frame outside of libraries; JAX's own summary if all are inside."""
+    for frame in getattr(eqn.source_info.traceback, "frames", ()):
+        if not frame.file_name.startswith(("<", *library_files())):
+            return f"{frame.file_name}:{frame.line_num}"
+    return source_info_util.summarize(eqn.source_info)
