@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
+from jaxstab.engine.label import count_name
 from jaxstab.engine.space import Space
 from jaxstab.errors import UsageError
 from jaxstab.names import spell
@@ -62,9 +62,8 @@ def pick(flat: list[xr.Dataset | None], number: int) -> tuple[xr.Dataset | None,
 
 def rows_of(measured: xr.Dataset | None, predicted: xr.Dataset) -> list[dict[str, Any]]:
     """Some layers' rms forward and backward in powers of ten: median and 95 % of seeds, and theory."""
-    depth = int(np.isfinite(predicted[SHOWN[0]]).sum()) or predicted.sizes["layer"]
-    if measured is not None:
-        depth = int((~np.isnan(measured[SHOWN[0]].transpose("seed", "layer").values)).any(axis=0).sum())
+    # of this configuration: NaN may be padding, or what theory cannot say
+    depth = int(predicted.coords.get(count_name("layer"), predicted.sizes["layer"]))
     layers = sorted({1, 2, 5, *range(10, depth, max(10, depth // 50 * 10)), depth} & set(range(1, depth + 1)))
     rows = []
     for layer in layers:

@@ -156,6 +156,17 @@ def test_the_record_is_json_and_holds_the_facts():
         assert len(record["advice"]) == len(told.advice)
 
 
+def test_what_is_little_for_its_depth_gets_no_advice():
+    """Less than a hundredth of a decade a layer, or less than half a decade in all, is left as it is."""
+    for gain, depth in ((1.4, 100), (1.42, 100), (1.36, 100), (1.3, 10)):
+        told = jaxstab.explain(activation="relu", init="lecun_normal", gain=gain, depth=depth)
+        worst = max(abs(told.total_forward), abs(told.total_backward))
+        assert bool(told.advice) == (worst >= max(0.01 * (depth - 1), 0.5)), (gain, worst)
+    told = jaxstab.explain(activation="relu", init="lecun_normal", gain=1.392, depth=100)
+    assert 0.5 < abs(told.total_backward) < 0.99
+    assert told.advice == ()
+
+
 def test_wrong_settings_get_one_line():
     for settings, words in (
         ({"widht": 3}, "'widht'.*'width'"),

@@ -11,6 +11,7 @@ from scipy import integrate, special
 
 import jaxstab
 from jaxstab import cli
+from jaxstab.report import stack
 from jaxstab.report.claims import make_claim
 
 SETTINGS = {"activation": "tanh", "depth": 12, "width": 16, "batch": 4, "gain": [0.5, 2.0]}
@@ -155,3 +156,17 @@ def test_a_diverged_accuracy_stands_at_the_bad_end_of_a_claim():
     made = make_claim("e", "accuracy", accuracy, published=None, source="s")
     assert made.low == -math.inf
     assert made.diverged == int(np.isnan(accuracy).sum()) > 0
+
+
+def test_a_deep_table_shows_some_fifty_layers_and_the_ends():
+    predicted = jaxstab.predict(depth=1000, width=16, batch=1, activation="linear")
+    layers = [row["layer"] for row in stack.rows_of(None, predicted)]
+    assert layers == [1, 2, 5, *range(10, 1000, 200), 1000]
+
+
+def test_a_picture_is_said_only_where_one_was_drawn(capsys, tmp_path):
+    path = tmp_path / "a.png"
+    words = ["predict", "--depth", "3", "--width", "8"]
+    assert "picture" not in run(capsys, *words)
+    assert f"picture: {path}" in run(capsys, *words, "--plot", str(path))
+    assert path.stat().st_size > 1000
