@@ -4,12 +4,15 @@ Two examples of the notes on backpropagation: e = (a + b)(b + 1) at a = 2, b = 1
 sigmoid after each layer, x = 1, W1 = [[1], [2]], W2 = [[3, 4], [5, 6]], target (1, 0), mean squared error: its
 forward pass, its loss (printed: 0.4999), every gradient by the chain rule, and one step of SGD at rate 1. Both graphs
 are drawn with the value and the gradient beside each node; data.nc holds them in Graphviz's language, too.
-A vector-Jacobian product with z equals the gradient of the scalar product with z.
+A vector-Jacobian product with z equals the gradient of the scalar product with z. The network is exported to ONNX,
+too, where jax2onnx is installed, and run there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,6 +23,8 @@ import xarray as xr
 
 from jaxstab.diagnosis.graph import GRADIENT, VALUE, Graph, draw_graph
 from jaxstab.diagnosis.nodes import write_number
+from jaxstab.diagnosis.onnx import to_onnx
+from jaxstab.errors import UsageError
 from jaxstab.report import claims as scoreboard
 from jaxstab.report.record import Record
 
@@ -107,7 +112,20 @@ def run(config: Config) -> Record:
     )
     graphs = {"e": draw_graph(example, 2.0, 1.0), "network": draw_graph(loss, WEIGHTS, X, TARGET)}
     data = xr.merge([data, *(tabulate(name, graph) for name, graph in graphs.items())])
-    return Record(data.assign_attrs({f"graph_of_{name}": graph.dot for name, graph in graphs.items()}))
+    attributes = {f"graph_of_{name}": graph.dot for name, graph in graphs.items()}
+    return Record(data.assign_attrs(attributes), (say_onnx(),))
+
+
+def say_onnx() -> str:
+    """The network's operators in ONNX, and how far its output there is from here; or why they are not known."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export = to_onnx(lambda x: forward(WEIGHTS, x)["y2"], (X,), Path(folder) / "network.onnx")
+        except UsageError as error:
+            return f"The network in ONNX is left out: {error}"
+    difference = export.largest_difference
+    checked = "not run there" if difference is None else f"relative difference of the output {difference:.1g}"
+    return f"The network in ONNX (opset {export.opset}): {', '.join(export.operators)}; {checked}."
 
 
 def tabulate(name: str, graph: Graph) -> xr.Dataset:

@@ -1,5 +1,6 @@
 from .diagnosis.graph import Graph as Graph
 from .diagnosis.graph import draw_graph as draw_graph
+from .diagnosis.onnx import to_onnx as to_onnx
 from .engine.run import predict as predict
 from .engine.run import propagate as propagate
 from .engine.run import sweep as sweep
@@ -16,6 +17,7 @@ from .errors import Interrupted as Interrupted
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
 from .observation.transform import observe as observe
+from .observation.whatif import what_if as what_if
 from .report.explanation import Explanation as Explanation
 from .report.explanation import explain as explain
 from .theory.gains import critical_initialization as critical_initialization

@@ -25,6 +25,7 @@ MAY_TOUCH_FILES = (
     "data/",
     "report/",
     "diagnosis/graph.py",
+    "diagnosis/onnx.py",
     "cli/",
     "__init__.py",
 )
@@ -32,9 +33,10 @@ PUBLIC = {
     "gain", "initializers", "critical_initialization", "grid", "zipped", "sample", "uniform", "log_uniform", "choice",
     "sweep", "propagate", "train", "predict", "open_store", "explain", "Explanation", "quantiles", "fit", "Task",
     "propagation", "training", "family", "Family", "Interrupted", "UsageError", "observe", "draw_graph", "Graph",
+    "what_if", "to_onnx",
 }  # fmt: skip
 """Every public name; the design's are all here or below."""
-PROMISED = ("what_if", "diagnose", "family_of", "to_onnx", "theory")
+PROMISED = ("diagnose", "family_of", "theory")
 """What the design promises and is not built yet: its test is red, as expected, until it is, and then must move up."""
 DESIGN = ROOT.parent / "shared" / "DESIGN.md"
 SOURCES = sorted((ROOT / "jaxstab").rglob("*.py"))

@@ -96,7 +96,7 @@ def _replaced_classes() -> Iterator[None]:
         for owner in _classes() if _users == 1 else ():
             original = vars(owner)["__call__"]
             _replaced.append((owner, original))
-            type.__setattr__(owner, "__call__", _marking(original))
+            type.__setattr__(owner, "__call__", _marking(_without_scope(owner, original)))
     try:
         yield
     finally:
@@ -123,6 +123,14 @@ def _classes() -> list[type]:
         and not owner.__module__.startswith("equinox._")
         and not getattr(vars(owner)["__call__"], "__isabstractmethod__", False)
     ]
+
+
+def _without_scope(owner: type, original: Any) -> Any:
+    """The call without the scope that Equinox's own layers open inside it, eqx.nn.MLP say: ours takes its place."""
+    cells = getattr(original, "__closure__", None) or ()
+    is_scoped = any(isinstance(cell.cell_contents, type(jax.named_scope("_"))) for cell in cells)
+    is_own = owner.__module__.startswith("equinox.nn.")
+    return original.__wrapped__ if is_own and is_scoped and hasattr(original, "__wrapped__") else original
 
 
 def _marking(original: Any) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ cond, the largest over iterations from a while.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,6 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun, primitives
 
 from jaxstab.observation.sites import Place, Site
-from jaxstab.observation.statistics import merge
 
 Records = list[tuple[Site, Any]]
 Result = tuple[list[Any], Records]
@@ -24,11 +24,12 @@ Result = tuple[list[Any], Records]
 
 @runtime_checkable
 class Walker(Protocol):
-    """What goes through a program."""
-
-    statistics: Any
+    """What goes through a program; what stands for a value in it is an array or a pytree of arrays."""
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], place: Place) -> Result: ...
+    def carried(self, value: Any) -> Any: ...
+    def own(self, value: Any) -> Any: ...
+    def merge(self, old: Any, new: Any) -> Any: ...
 
 
 def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -80,7 +81,8 @@ def _enter_remat(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Resu
     inside = _Inside(walk, eqn.params["jaxpr"], (), dataclasses.replace(here, is_in_backward_remat=again))
     closed, shape = jax.make_jaxpr(inside, return_shape=True)(*inputs)
     jaxpr = closed.jaxpr.replace(constvars=(), invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
-    flat = primitives.remat_p.bind(*closed.consts, *inputs, **{**eqn.params, "jaxpr": jaxpr})
+    arrays = jax.tree.leaves((closed.consts, inputs))
+    flat = primitives.remat_p.bind(*arrays, **{**eqn.params, "jaxpr": jaxpr})
     outputs, values = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return outputs, inside.records(values)
 
@@ -94,9 +96,9 @@ def _enter_scan(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Resul
 
     def body(carry: list[Any], row: list[Any]) -> tuple[list[Any], Any]:
         outputs, values = inside(*inputs[:consts], *carry, *row)
-        return outputs[:carries], (outputs[carries:], values)
+        return [walk.carried(x) for x in outputs[:carries]], (outputs[carries:], values)
 
-    start, rows = inputs[consts : consts + carries], inputs[consts + carries :]
+    start, rows = [walk.carried(x) for x in inputs[consts : consts + carries]], inputs[consts + carries :]
     end, (stacked, values) = lax.scan(
         body, start, rows, length=known["length"], reverse=known["reverse"], unroll=known["unroll"]
     )
@@ -114,29 +116,37 @@ def _enter_while(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Resu
     def step(state: tuple[Any, list[Any], list[Any]]) -> tuple[Any, list[Any], list[Any]]:
         has_run, carry, old = state
         outputs, new = inside(*inputs[first:second], *carry)
-        merged = [jnp.where(has_run, merge(a, b, walk.statistics), b) for a, b in zip(old, new, strict=True)]
-        return jnp.ones((), bool), outputs, merged
+        merged = [
+            jax.tree.map(functools.partial(jnp.where, has_run), walk.merge(a, b), b)
+            for a, b in zip(old, new, strict=True)
+        ]
+        return jnp.ones((), bool), [walk.carried(x) for x in outputs], merged
 
-    start = inputs[second:]
+    start = [walk.carried(x) for x in inputs[second:]]
     empty = _not_taken(jax.eval_shape(inside, *inputs[first:second], *start)[1])
     _, outputs, values = lax.while_loop(
-        lambda state: test(*inputs[:first], *state[1])[0], step, (jnp.zeros((), bool), start, empty)
+        lambda state: test(*map(walk.own, (*inputs[:first], *state[1])))[0],
+        step,
+        (jnp.zeros((), bool), start, empty),
     )
     return outputs, inside.records(values)
 
 
 def _enter_cond(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
-    index, operands = inputs[0], inputs[1:]
+    index, operands = walk.own(inputs[0]), inputs[1:]
     insides = []
     for number, closed in enumerate(eqn.params["branches"]):
         branch = f"{here.branch}/{number}" if here.branch else str(number)
-        insides.append(_Inside(walk, closed.jaxpr, closed.consts, dataclasses.replace(here, branch=branch)))
+        place = dataclasses.replace(here, branch=branch, position=(*here.position, number))
+        insides.append(_Inside(walk, closed.jaxpr, closed.consts, place))
     shapes = [jax.eval_shape(inside, *operands)[1] for inside in insides]
 
     def branch_of(number: int) -> Callable[..., Any]:
         def branch(*args: Any) -> tuple[list[Any], list[Any]]:
             outputs, values = insides[number](*args)
-            return outputs, [values if i == number else _not_taken(shape) for i, shape in enumerate(shapes)]
+            return [walk.carried(x) for x in outputs], [
+                values if i == number else _not_taken(shape) for i, shape in enumerate(shapes)
+            ]
 
         return branch
 
@@ -146,7 +156,7 @@ def _enter_cond(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Resul
 
 
 def _not_taken(shapes: Sequence[Any]) -> list[Any]:
-    return [jnp.full(one.shape, jnp.nan, one.dtype) for one in shapes]
+    return [jax.tree.map(lambda one: jnp.full(one.shape, jnp.nan, one.dtype), shape) for shape in shapes]
 
 
 ENTERED: dict[Any, Callable[[Any, Any, list[Any], Place], Result]] = {

@@ -14,8 +14,9 @@ import xarray as xr
 
 from jaxstab.errors import UsageError
 from jaxstab.observation.sites import Site
-from jaxstab.observation.statistics import STATISTICS, is_rms_in_range
+from jaxstab.observation.statistics import SIMULATED, STATISTICS, is_rms_in_range
 
+DESCRIBED = {**STATISTICS, **SIMULATED}
 DESCRIPTIONS = {
     "path": "names of the enclosing modules and scopes, outermost first",
     "kind": "class of the module, 'scope', 'mark', or name of the operation",
@@ -67,7 +68,7 @@ class Seen:
             name: (
                 dims,
                 table[..., i],
-                {"long_name": STATISTICS[name].long_name, "units": STATISTICS[name].units},
+                {"long_name": DESCRIBED[name].long_name, "units": DESCRIBED[name].units},
             )
             for i, name in enumerate(self.statistics)
         }
@@ -84,7 +85,10 @@ class Seen:
 
     def to_pandas(self, axes: Sequence[str] = ()) -> pd.DataFrame:
         """One row for each site, iteration and axis of vmap, with the site's description; no rows of padding."""
-        data = self.to_dataset(axes)
+        return self.table(self.to_dataset(axes))
+
+    def table(self, data: xr.Dataset) -> pd.DataFrame:
+        """The rows of a dataset with this one's sites, without those of padding."""
         frame = data.to_dataframe().reset_index()
         steps = [name for name in data.dims if str(name).startswith("iteration")]
         loops = [self.sites[i].loops for i in frame["site"]]

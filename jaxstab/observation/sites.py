@@ -18,7 +18,9 @@ SCOPE = "scope"
 class Site:
     """Where a value stands in the program. Static: nothing here depends on what runs.
 
-    `loops` are the lengths of the scans around it, outermost first; `call` tells the calls of one trace apart.
+    `loops` are the lengths of the scans around it, outermost first; `call` tells the calls of one trace apart;
+    `position` is that of the equation: its index, after those of the equations around it, outermost first;
+    `terms` is how many numbers are summed up in each entry.
     """
 
     path: str
@@ -32,6 +34,8 @@ class Site:
     loops: tuple[int, ...] = ()
     in_while: bool = False
     call: int = -1
+    position: tuple[int, ...] = ()
+    terms: int = 1
 
     @property
     def iterations(self) -> str:
@@ -51,9 +55,11 @@ class Place:
     in_while: bool = False
     kept: tuple[bool, ...] | None = None
     """Which outputs of the program are more than residuals for a backward pass; None: all."""
+    position: tuple[int, ...] = ()
+    """Indices of the equations around it, outermost first; that of a cond is followed by the branch's number."""
 
-    def at(self, eqn: Any) -> Place:
-        """The place of an equation: its own names below these."""
+    def at(self, eqn: Any, index: int) -> Place:
+        """The place of the equation with that index: its own names below these."""
         names, is_transposed, is_recomputed = list(self.names), self.is_transposed, self.is_recomputed
         own = []
         for entry in eqn.source_info.name_stack.stack:
@@ -67,13 +73,19 @@ class Place:
         if eqn.params.get("differentiated") and own[:half] == own[half:]:
             own = own[:half]  # the transpose of a remat repeats the names of the remat
         return dataclasses.replace(
-            self, names=(*names, *own), is_transposed=is_transposed, is_recomputed=is_recomputed, kept=None
+            self,
+            names=(*names, *own),
+            is_transposed=is_transposed,
+            is_recomputed=is_recomputed,
+            kept=None,
+            position=(*self.position, index),
         )
 
     def site(self, variable: Any, **fields: Any) -> Site:
         """The site of an equation's output."""
         aval = variable.aval
         where = {"path": "/".join(self.names), "branch": self.branch, "in_while": self.in_while}
+        where["position"] = self.position
         return Site(**{**where, "shape": tuple(aval.shape), "dtype": str(aval.dtype), **fields})
 
 

@@ -24,7 +24,7 @@ class Statistic:
     """A scalar of an array of float32 or float64, and how those of a while loop's iterations become one."""
 
     long_name: str
-    of: Callable[[jax.Array], jax.Array]
+    of: Callable[[jax.Array], jax.Array] = lambda x: x
     merge: Callable[[jax.Array, jax.Array], jax.Array] = jnp.maximum
     units: str = "1"
 
@@ -67,6 +67,21 @@ STATISTICS: dict[str, Statistic] = {
     ),
 }
 """What can be asked for, by name. Those of complex arrays are of the magnitudes."""
+
+
+SIMULATED: dict[str, Statistic] = {
+    "absmax": Statistic("largest magnitude in float32"),
+    "absmax_rounded": Statistic("largest magnitude in the format; inf and NaN show"),
+    "magnitude": Statistic("mean magnitude in float32 of what is finite"),
+    "error": Statistic("mean error over mean magnitude, of what is finite in both"),
+    "error_made": Statistic("the same of rounding the float32 value alone: made by storing it"),
+    "error_brought": Statistic(
+        "the same of the value on rounded inputs, rounded or not: brought in with them"
+    ),
+    "overflow": Statistic("share of entries beyond the format's largest number"),
+    "underflow": Statistic("share of entries that are not zero in float32, and are in the format"),
+}
+"""What `what_if` records of every operation: the largest magnitudes of all entries, the others of a sample."""
 
 
 def require_statistics(names: object) -> tuple[str, ...]:

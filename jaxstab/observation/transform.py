@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxstab.errors import UsageError, require_choice
 from jaxstab.names import name_of_callable
 from jaxstab.observation.calls import marked_calls
 from jaxstab.observation.marks import is_tracing
+from jaxstab.observation.mistakes import in_one_line
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import number_calls
 from jaxstab.observation.statistics import DEFAULT, require_statistics
@@ -36,22 +38,21 @@ def observe(
         (loss, grads), seen = jax.jit(jaxstab.observe(jax.value_and_grad(loss)))(params, batch)
         seen.to_dataset()
 
-    f's outputs and gradients are what they are without. It composes with jit, vmap, grad, scan and remat, and sees
-    into scan (a row an iteration), cond (NaN where a branch was not taken), while (the largest over iterations),
-    remat and jit; custom derivatives, shard_map, callbacks, kernels and jit with shardings are left whole. Modules
-    are pytrees here, as under `jax.jit`: what f changes in one must be among what it returns.
+    f's outputs and gradients are what they are without, to the last bit where calls are seen; seeing every operation
+    may change what the compiler fuses, and with it roundings. It composes with jit, vmap, grad, scan and remat, and
+    sees into scan (a row an iteration), cond (NaN where a branch was not taken), while (the largest over
+    iterations), remat and jit; custom derivatives, shard_map, callbacks, kernels and jit with shardings are left
+    whole. Modules are pytrees here, as under `jax.jit`: what f changes in one must be among what it returns.
 
-    UsageError for a function that cannot be called or returns no arrays, or an unknown statistic or level.
+    UsageError for a class, for a function that cannot be called or returns no arrays, for an rng or a variable that
+    a linen module is not given, for an NNX module that f changes and is not given, for an unknown statistic or level.
     """
-    if not callable(f):
-        raise UsageError(
-            f"observe needs a function, not {f!r}: pass the module's apply, or a function that calls it."
-        )
+    require_function(f, "observe")
     names, level = require_statistics(statistics), require_choice(at, LEVELS, "at")
 
-    @functools.wraps(f)
+    @named_like(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Seen]:
-        closed, arrays, rebuild = _trace(f, args, kwargs)
+        closed, arrays, rebuild = trace(f, args, kwargs)
         scopes = level == "calls" and not has_calls(closed.jaxpr)
         walk = Walk(names, level, scopes, is_nested=is_tracing())
         outputs, records = walk.start(closed, arrays)
@@ -61,11 +62,39 @@ def observe(
     return observed
 
 
+def require_function(f: object, what: str) -> None:
+    """UsageError for what cannot be called, or is a class."""
+    if isinstance(f, type):
+        name = f.__name__
+        raise UsageError(f"{what} needs a function or a module, not the class {name}: write {name}(...).")
+    if not callable(f):
+        raise UsageError(
+            f"{what} needs a function, not {f!r}: pass the module's apply, or a function that calls it."
+        )
+
+
+def named_like(f: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`functools.wraps`; of a module that is a pytree the name and signature alone.
+
+    Its parameters are no attributes of a function, and Equinox warns of a function that holds a module.
+    """
+    if jax.tree_util.all_leaves([f]):
+        return functools.wraps(f)
+
+    def rename(observed: Callable[..., Any]) -> Callable[..., Any]:
+        observed.__name__ = observed.__qualname__ = name_of_callable(f)
+        observed.__doc__ = f.__doc__
+        observed.__dict__["__signature__"] = inspect.signature(f)
+        return observed
+
+    return rename
+
+
 def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
-def _trace(
+def trace(
     f: Callable[..., Any], args: Any, kwargs: Any
 ) -> tuple[ClosedJaxpr, list[Any], Callable[[list[Any]], Any]]:
     """f's program with marks, the arrays that it takes, and how its outputs become those of f.
@@ -95,6 +124,10 @@ def _trace(
         raise UsageError(
             f"{name} turns an array into one of NumPy, where nothing can be observed."
         ) from error
+    except Exception as error:
+        if (said := in_one_line(error, name_of_callable(f))) is None:
+            raise
+        raise UsageError(said) from error
 
     def rebuild(outputs: list[Any]) -> Any:
         values = iter(outputs)

@@ -17,7 +17,7 @@ from jaxstab.observation import loops
 from jaxstab.observation.marks import BACKWARD, FORWARD, MARK, library_files, mark_p
 from jaxstab.observation.scopes import is_seen, kept_outputs, leaving
 from jaxstab.observation.sites import SCOPE, Place, Site
-from jaxstab.observation.statistics import measure
+from jaxstab.observation.statistics import measure, merge
 
 Records = list[tuple[Site, Any]]
 
@@ -72,27 +72,47 @@ class Walk:
         self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], place: Place
     ) -> tuple[list, Records]:
         """The outputs of the program and the records, at a place of the whole program."""
-        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        values: dict[Any, Any] = dict(zip(jaxpr.constvars, map(self.constant, consts), strict=True))
         values |= zip(jaxpr.invars, args, strict=True)
-        places = [place.at(eqn) for eqn in jaxpr.eqns]
+        places = [place.at(eqn, i) for i, eqn in enumerate(jaxpr.eqns)]
         out_of = leaving(jaxpr, places, place) if self.scopes else {}
-        kept = kept_outputs(jaxpr, places, place) if self.scopes else [None] * len(places)
+        kept = self.kept(jaxpr, places, place)
         records: Records = []
 
         def read(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else values[v]
+            return self.constant(v.val) if isinstance(v, Literal) else values[v]
 
         for i, eqn in enumerate(jaxpr.eqns):
             here = dataclasses.replace(places[i], kept=kept[i])
             stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
             with source_info_util.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
-                outputs, inner = self._step(eqn, [read(v) for v in eqn.invars], here)
+                outputs, inner = self.step(eqn, [read(v) for v in eqn.invars], here)
                 values |= zip(eqn.outvars, outputs, strict=True)
                 records += inner
                 records += [self._scope(eqn, here, names, v, values[v]) for names, v in out_of.get(i, ())]
         return [read(v) for v in jaxpr.outvars], records
 
-    def _step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+    def constant(self, value: Any) -> Any:
+        """What stands for a constant of the program."""
+        return value
+
+    def carried(self, value: Any) -> Any:
+        """What stands for a value in a loop's carry or leaves a branch, where every value has the same form."""
+        return value
+
+    def own(self, value: Any) -> Any:
+        """The array of the program itself."""
+        return value
+
+    def merge(self, old: Any, new: Any) -> Any:
+        """One record for two iterations of a while loop."""
+        return merge(old, new, self.statistics)
+
+    def kept(self, jaxpr: Jaxpr, places: list[Place], place: Place) -> Sequence[tuple[bool, ...] | None]:
+        """For each equation, `Place.kept`."""
+        return kept_outputs(jaxpr, places, place) if self.scopes else [None] * len(places)
+
+    def step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
         if eqn.primitive is mark_p:
             return self._marked(eqn, inputs, here)
         enter = loops.ENTERED.get(eqn.primitive)
@@ -102,7 +122,7 @@ class Walk:
         if self.at == "calls":
             return outputs, []
         source = source_of(eqn)
-        fields = {"kind": eqn.primitive.name, "direction": _direction(here), "source": source}
+        fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source}
         return outputs, [
             (here.site(v, **fields, output=str(i) if len(outputs) > 1 else ""), self.measure(x))
             for i, (v, x) in enumerate(zip(eqn.outvars, outputs, strict=True))
@@ -128,7 +148,7 @@ class Walk:
         fields = {
             "path": "/".join(names),
             "kind": SCOPE,
-            "direction": _direction(here),
+            "direction": direction_of(here),
             "source": source_of(eqn),
         }
         return here.site(v, **fields), self.measure(value)
@@ -137,7 +157,7 @@ class Walk:
         return measure(value, self.statistics)
 
 
-def _direction(here: Place) -> str:
+def direction_of(here: Place) -> str:
     if here.is_recomputed:
         return "recomputed"
     return BACKWARD if here.is_transposed else FORWARD

@@ -94,6 +94,14 @@ def test_the_graphs_of_the_notes_bear_their_numbers(results):
     assert len(results[1]["backprop"].figures) == 3
 
 
+def test_the_network_of_the_notes_in_onnx(results, monkeypatch):
+    pytest.importorskip("jax2onnx", reason="the extra `onnx` is not installed")
+    (note,) = results[1]["backprop"].notes
+    assert "MatMul, Sigmoid, MatMul, Sigmoid" in note
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert "pip install 'jaxstab[onnx]'" in backprop.say_onnx()
+
+
 def test_entries_of_a_product_follow_the_lyapunov_law(results):
     entries = data_of(results, "matrix_product").log10_entry.values
     probability = np.linspace(0.0005, 0.9995, 400)

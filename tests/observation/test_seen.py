@@ -157,7 +157,7 @@ def unchecked(*args, **kwargs):
         (lambda: unchecked(jnp.sin, statistics=4), "statistics must be names, not 4"),
         (lambda: observe(jnp.sin, at="layers"), "unknown at 'layers'. Choices: calls, operations"),
         (lambda: observe(lambda x: None)(jnp.ones(2)), "returns no arrays"),
-        (lambda: observe(models.LinenMLP)(), "returns no arrays"),
+        (lambda: observe(models.LinenMLP)(), "not the class LinenMLP"),
         (lambda: observe(lambda x: jnp.asarray(np.asarray(x)))(jnp.ones(2)), "into one of NumPy"),
     ],
 )

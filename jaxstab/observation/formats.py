@@ -1,0 +1,86 @@
+"""Floating-point formats, and float32 numbers rounded to them: exactly, subnormals and overflow included.
+
+`lax.reduce_precision` flushes the subnormals of narrow exponents, and a compiler may drop a cast there and back: the
+mantissa is rounded by the former, and the ends of the range are seen to here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxstab.errors import ALIASES, UsageError
+
+FORMATS = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "float32")
+"""Those with a name; any other is a pair (exponent bits, mantissa bits) with infinities and subnormals, as IEEE's."""
+
+
+class Format(NamedTuple):
+    """A format's numbers."""
+
+    exponent_bits: int
+    mantissa_bits: int
+    largest: float
+    beyond: float
+    """What a number becomes that rounds to more than `largest`: inf, or NaN where there is no infinity."""
+
+    @property
+    def smallest_normal(self) -> float:
+        return 2.0 ** (2 - 2 ** (self.exponent_bits - 1))
+
+    @property
+    def epsilon(self) -> float:
+        return 2.0**-self.mantissa_bits
+
+
+def format_of(dtype: object) -> Format:
+    """The format of a name (of `FORMATS`, or an alias such as "bf16"), of a dtype, or of (exponent, mantissa) bits.
+
+    UsageError for one that float32 cannot simulate: more than 8 exponent or 23 mantissa bits.
+    """
+    if isinstance(dtype, tuple) and len(dtype) == 2 and all(isinstance(n, int) for n in dtype):
+        exponent, mantissa = dtype
+        if not (2 <= exponent <= 8 and 1 <= mantissa <= 23):
+            raise UsageError(f"dtype={dtype}: 2 to 8 exponent bits and 1 to 23 mantissa bits are simulated.")
+        bias = 2 ** (exponent - 1) - 1
+        return Format(exponent, mantissa, (2 - 2.0**-mantissa) * 2.0**bias, math.inf)
+    name = _name_of(dtype)
+    if name not in FORMATS:
+        raise UsageError(
+            f"unknown dtype {dtype!r}. Choices: {', '.join(FORMATS)}, or a pair (exponent bits, mantissa bits)."
+        )
+    info = jnp.finfo(name)
+    beyond = float(np.asarray(jnp.asarray(jnp.inf, name).astype(jnp.float32)))
+    return Format(int(info.nexp), int(info.nmant), float(info.max), beyond)
+
+
+def name_of_format(dtype: object) -> str:
+    """How the format is called in tables: its name, or e4m3 for (4, 3)."""
+    format_of(dtype)
+    return f"e{dtype[0]}m{dtype[1]}" if isinstance(dtype, tuple) else _name_of(dtype)
+
+
+def _name_of(dtype: object) -> str:
+    if isinstance(dtype, str):
+        return ALIASES.get(dtype, dtype)
+    try:
+        return jnp.dtype(dtype).name  # type: ignore[arg-type]
+    except TypeError:
+        return ""
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def round_to(x: Float[Array, "*shape"], format: Format) -> Float[Array, "*shape"]:  # noqa: A002 - the field's word
+    """float32 `x` rounded to the format, ties to even, held in float32; NaN stays NaN."""
+    if format.exponent_bits == 8:  # float32's own exponents: its subnormals are rounded as the format's are
+        return jax.lax.reduce_precision(x, 8, format.mantissa_bits)
+    y = jax.lax.reduce_precision(x, 8, format.mantissa_bits)
+    y = jnp.where(jnp.abs(y) > format.largest, jnp.copysign(jnp.float32(format.beyond), x), y)
+    spacing = format.smallest_normal * format.epsilon
+    return jnp.where(jnp.abs(x) < format.smallest_normal, jnp.round(x * (1 / spacing)) * spacing, y)

@@ -1,0 +1,242 @@
+"""What another format would do: a program and its rounded twin side by side, equation by equation.
+
+Every value that is stored is rounded; what is accumulated on the way (the terms of a sum or product) is float32, as
+JAX's own sums and the matrix units of accelerators have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, Literal
+
+from jaxstab.observation import loops
+from jaxstab.observation.formats import Format, round_to
+from jaxstab.observation.marks import mark_p
+from jaxstab.observation.scopes import is_seen
+from jaxstab.observation.sites import Place, Site
+from jaxstab.observation.walk import Records, Walk, direction_of, programs_in, source_of
+
+EXACT = frozenset({
+    "abs", "argmax", "argmin", "broadcast_in_dim", "clamp", "concatenate", "copy", "copy_p", "cummax", "cummin",
+    "device_put", "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "max", "min", "name", "neg",
+    "optimization_barrier", "pad", "reduce_max", "reduce_min", "reshape", "rev", "scatter", "select_n",
+    "sharding_constraint", "sign", "slice", "sort", "split", "squeeze", "stop_gradient", "top_k", "transpose",
+})  # fmt: skip
+"""Operations whose outputs are among their inputs up to sign, so that nothing is rounded."""
+
+NORMALIZATIONS = frozenset({"BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"})
+"""Modules that compute in float32 whatever their dtype, and round what leaves them (Flax, Equinox)."""
+
+SAMPLE = 256
+"""Entries of an array that shares and mean errors are taken from."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["exact", "rounded"], meta_fields=["is_wide"]
+)
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A value as it is and as it would be. `rounded` is None where it depends on nothing that was rounded."""
+
+    exact: Any
+    rounded: Any = None
+    is_wide: bool = False
+    """Whether `rounded` is still float32: inside of what computes in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal(Walk):
+    """The walk of both. `wide` are the names of the calls that compute in float32."""
+
+    name: str
+    format: Format
+    wide: Collection[tuple[str, ...]]
+
+    def constant(self, value: Any) -> Twin:
+        return Twin(value)
+
+    def own(self, value: Twin) -> Any:
+        return value.exact
+
+    def carried(self, value: Twin) -> Twin:
+        return Twin(value.exact, self.narrow(value))
+
+    def merge(self, old: Any, new: Any) -> Any:
+        return jnp.maximum(old[0], new[0]), new[1]
+
+    def narrow(self, value: Twin) -> Any:
+        """The value in the format. A constant near float32's ends stands for the end of whatever format."""
+        if value.rounded is not None and not value.is_wide:
+            return value.rounded
+        x = value.exact if value.rounded is None else value.rounded
+        if not is_float32(x):
+            return x
+        if value.rounded is None:
+            ends = jnp.isfinite(x) & (jnp.abs(x) > np.finfo(np.float32).max / 4)
+            x = jnp.where(ends, jnp.copysign(jnp.float32(self.format.largest), x), x)
+        return round_to(jnp.asarray(x), self.format)
+
+    def is_inside(self, place: Place) -> bool:
+        return any(place.names[: len(names)] == names for names in self.wide)
+
+    def kept(self, jaxpr: Jaxpr, places: list[Place], place: Place) -> Sequence[tuple[bool, ...]]:
+        """For each equation, which outputs are read by nothing outside of what computes in float32."""
+        stays: dict[Any, bool] = {}
+        for k, v in enumerate(jaxpr.outvars):
+            if not isinstance(v, Literal):
+                stays[v] = stays.get(v, True) and bool(place.kept and place.kept[k])
+        for eqn, at in zip(jaxpr.eqns, places, strict=True):
+            inside = self.is_inside(at) or is_division_by_a_count(eqn)
+            for v in eqn.invars:
+                if not isinstance(v, Literal):
+                    stays[v] = stays.get(v, True) and inside
+        return [tuple(stays.get(v, True) for v in eqn.outvars) for eqn in jaxpr.eqns]
+
+    def step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+        if eqn.primitive is mark_p:
+            return inputs, []
+        enter = ENTERED.get(eqn.primitive) or ENTERED.get(eqn.primitive.name)
+        if enter is not None and loops.can_enter(eqn):
+            outputs, records = enter(self, eqn, inputs, here)
+            return [self._leave(x, stays) for x, stays in zip(outputs, here.kept or (), strict=True)], records
+        exact = loops.bind(eqn, [x.exact for x in inputs])
+        if eqn.effects or all(x.rounded is None for x in inputs):
+            return [Twin(x) for x in exact], []
+        of_mean = is_division_by_a_count(eqn) and (inputs[0].is_wide or here.is_transposed)
+        inside = self.is_inside(here) or of_mean
+        read = [self._wide(x) if inside else self.narrow(x) for x in inputs]
+        raw = loops.bind(eqn, read)
+        may_stay = inside or eqn.primitive.name == "reduce_sum"
+        outputs, records = [], []
+        for k, v in enumerate(eqn.outvars):
+            stays = may_stay and not of_mean and bool(here.kept and here.kept[k])
+            rounds = is_float32(exact[k]) and eqn.primitive.name not in EXACT and not stays
+            stored = round_to(raw[k], self.format) if rounds else raw[k]
+            outputs.append(Twin(exact[k], stored, is_wide=stays))
+            if is_seen(v) and (eqn.primitive.name not in EXACT or eqn.primitive.name == "reduce_max"):
+                output = str(k) if len(exact) > 1 else ""
+                site = operation(eqn, here, v, output)
+                site = (
+                    dataclasses.replace(site, dtype=self.name)
+                    if is_float32(exact[k]) and not inside
+                    else site
+                )
+                records.append((site, sample(exact[k], stored)))
+        return outputs, records
+
+    def _leave(self, value: Twin, stays: bool) -> Twin:
+        return value if stays or not value.is_wide else Twin(value.exact, self.narrow(value))
+
+    def _wide(self, value: Twin) -> Any:
+        return value.exact if value.rounded is None else value.rounded
+
+
+def is_float32(x: Any) -> bool:
+    return getattr(x, "dtype", None) == jnp.float32 or isinstance(x, float)
+
+
+def is_division_by_a_count(eqn: Any) -> bool:
+    """A sum that is divided by a number is a mean, and JAX rounds a mean once."""
+    return eqn.primitive.name == "div" and isinstance(eqn.invars[1], Literal)
+
+
+@jax.jit
+def sample(exact: Any, stored: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest magnitudes, shape (2,), of a value as it is and as stored; and equally spaced entries of both,
+    shape (2, at most SAMPLE). Shares and mean errors are taken from these, all together at the end: reductions of
+    every array for each of them would cost a multiple of the program in compile time."""
+    both = [jnp.abs(x) if jnp.iscomplexobj(x) else x.astype(jnp.float32) for x in (exact, stored)]
+    peaks = jnp.stack([jnp.max(jnp.abs(x)) for x in both])
+    step = max(1, exact.size // SAMPLE)
+    return peaks, jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
+
+
+def summarize(records: Records, format: Format) -> list[jax.Array]:  # noqa: A002
+    """The numbers of `SIMULATED` for each record of `sample`, shape (iterations..., 8)."""
+    if not records:
+        return []
+    rows = [pair.reshape(-1, *pair.shape[-2:]) for _, (_, pair) in records]
+    table = jnp.concatenate([_padded(row) for row in rows])
+    peaks = jnp.concatenate([peak.reshape(-1, 2) for _, (peak, _) in records])
+    stores = np.repeat([site.dtype != "float32" for site, _ in records], [len(row) for row in rows])
+    shares = _shares(table[:, 0], table[:, 1], stores, format)
+    numbers = jnp.concatenate([peaks, shares], axis=1)
+    ends = np.cumsum([len(row) for row in rows])[:-1]
+    parts = jnp.split(numbers, ends)
+    return [part.reshape(*peak.shape[:-1], -1) for part, (_, (peak, _)) in zip(parts, records, strict=True)]
+
+
+def _padded(row: jax.Array) -> jax.Array:
+    return jnp.pad(row, ((0, 0), (0, 0), (0, SAMPLE - row.shape[-1])), constant_values=jnp.nan)
+
+
+def _shares(exact: jax.Array, stored: jax.Array, stores: np.ndarray, format: Format) -> jax.Array:  # noqa: A002
+    """The fields after the two largest magnitudes, (rows, 6), of samples padded with NaN.
+
+    The samples have the shape (rows, SAMPLE); `stores`, (rows,), says where the value is rounded.
+    """
+    rounded = jnp.where(stores[:, None], round_to(exact, format), exact)
+    known = jnp.isfinite(exact)
+    unit = jnp.maximum(jnp.max(jnp.where(known, jnp.abs(exact), 0.0), 1, keepdims=True), 2.0**-126)
+
+    def mean(x: jax.Array) -> jax.Array:
+        good = known & jnp.isfinite(x)
+        return jnp.sum(jnp.where(good, jnp.abs(x) / unit, 0.0), 1) / jnp.maximum(good.sum(1), 1)
+
+    size = mean(exact)
+    errors = [mean(x) for x in (stored - exact, rounded - exact, stored - rounded)]
+    count = jnp.maximum((~jnp.isnan(exact)).sum(1), 1)
+    beyond = (stores[:, None] & (jnp.abs(exact) > format.largest)).sum(1) / count
+    lost = (known & (stored == 0) & (exact != 0)).sum(1) / count
+    relative = [jnp.where(size > 0, e / size, 0.0) for e in errors]
+    return jnp.stack([size * unit[:, 0], *relative, beyond, lost], axis=1)
+
+
+def operation(eqn: Any, here: Place, variable: Any, output: str) -> Site:
+    """The site of an equation's output, with the number of terms that are summed up in each entry."""
+    fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source_of(eqn)}
+    sizes = [math.prod(v.aval.shape) for v in eqn.invars if hasattr(v.aval, "shape")]
+    terms = 1
+    if eqn.primitive.name == "dot_general":
+        (left, _), _ = eqn.params["dimension_numbers"]
+        terms = math.prod(eqn.invars[0].aval.shape[i] for i in left)
+    elif eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.params["dimension_numbers"].rhs_spec
+        terms = sizes[1] // max(1, eqn.invars[1].aval.shape[kernel[0]])
+    elif eqn.primitive.name == "reduce_sum":
+        terms = sizes[0] // max(1, math.prod(variable.aval.shape))
+    return here.site(variable, **fields, output=output, terms=max(1, terms))
+
+
+def _enter_custom(walk: Any, eqn: Any, inputs: list[Any], here: Place) -> loops.Result:
+    """A function with derivatives of its own: nothing is differentiated any more, so that its program is enough."""
+    closed = eqn.params.get("call_jaxpr") or eqn.params["fun_jaxpr"]
+    return walk.run(closed.jaxpr, closed.consts, inputs, here)
+
+
+ENTERED: dict[Any, Callable[..., loops.Result]] = {
+    **loops.ENTERED,
+    "custom_jvp_call": _enter_custom,
+    "custom_vjp_call": _enter_custom,
+}
+
+
+def wide_calls(jaxpr: Jaxpr, place: Place | None = None) -> set[tuple[str, ...]]:
+    """Names of the calls of `NORMALIZATIONS` in a traced program, by their marks."""
+    place = place or Place()
+    found = set()
+    for i, eqn in enumerate(jaxpr.eqns):
+        here = place.at(eqn, i)
+        if eqn.primitive is mark_p and eqn.params["kind"] in NORMALIZATIONS:
+            found.add(here.names)
+        for inner in programs_in(eqn):
+            found |= wide_calls(inner, here)
+    return found
