@@ -1,3 +1,6 @@
+from .diagnosis.diagnosis import Diagnosis as Diagnosis
+from .diagnosis.diagnosis import diagnose as diagnose
+from .diagnosis.findings import Finding as Finding
 from .diagnosis.graph import Graph as Graph
 from .diagnosis.graph import draw_graph as draw_graph
 from .diagnosis.onnx import to_onnx as to_onnx
@@ -14,6 +17,7 @@ from .engine.space import zipped as zipped
 from .engine.store import open_store as open_store
 from .engine.summary import quantiles as quantiles
 from .errors import Interrupted as Interrupted
+from .errors import UnstableError as UnstableError
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
 from .observation.transform import observe as observe

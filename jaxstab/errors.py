@@ -50,6 +50,10 @@ def _numbers(name: str) -> list[str]:
     return re.findall(r"\d+", name)
 
 
+class UnstableError(AssertionError):
+    """A model that does not fulfil what was required of it; the message is the finding."""
+
+
 class Interrupted(SystemExit):
     """A stored sweep was asked to stop and can be resumed. Uncaught, the process ends with exit code 75."""
 

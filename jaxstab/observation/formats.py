@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -51,12 +52,14 @@ def format_of(dtype: object) -> Format:
         bias = 2 ** (exponent - 1) - 1
         return Format(exponent, mantissa, (2 - 2.0**-mantissa) * 2.0**bias, math.inf)
     name = _name_of(dtype)
+    if pair := re.fullmatch(r"e(\d+)m(\d+)", name):
+        return format_of((int(pair[1]), int(pair[2])))
     if name not in FORMATS:
         raise UsageError(
             f"unknown dtype {dtype!r}. Choices: {', '.join(FORMATS)}, or a pair (exponent bits, mantissa bits)."
         )
     info = jnp.finfo(name)
-    beyond = float(np.asarray(jnp.asarray(jnp.inf, name).astype(jnp.float32)))
+    beyond = float(np.asarray(np.inf).astype(jnp.dtype(name)).astype(np.float32))
     return Format(int(info.nexp), int(info.nmant), float(info.max), beyond)
 
 

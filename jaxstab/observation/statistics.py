@@ -46,6 +46,20 @@ def _absmin(x: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(magnitude > 0, magnitude, jnp.inf))
 
 
+def _spread(x: jax.Array, axis: int) -> jax.Array:
+    """rms of the deviations from the mean over one axis, relative to the rms; NaN where the axis has no two entries."""
+    if x.ndim < 2 or x.shape[axis] < 2:
+        return jnp.full((), jnp.nan, x.dtype)
+    scaled = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+    return _rms(scaled - scaled.mean(axis, keepdims=True)) / jnp.maximum(
+        _rms(scaled), jnp.finfo(x.dtype).tiny
+    )
+
+
+def _dead_units(x: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.all(x == 0, axis=tuple(range(x.ndim - 1))), dtype=x.dtype)
+
+
 def _larger_magnitude(old: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(new) | (jnp.abs(new) > jnp.abs(old)), new, old)
 
@@ -62,6 +76,14 @@ STATISTICS: dict[str, Statistic] = {
     "zeros": Statistic("share of entries that are zero", _share(lambda x: x == 0)),
     "nans": Statistic("share of entries that are NaN", _share(jnp.isnan)),
     "infs": Statistic("share of entries that are infinite", _share(jnp.isinf)),
+    "unit_spread": Statistic(
+        "spread over the last axis (units) relative to the rms; 0: all units alike", lambda x: _spread(x, -1)
+    ),
+    "sample_spread": Statistic(
+        "spread over the first axis (samples) relative to the rms; 0: all samples alike",
+        lambda x: _spread(x, 0),
+    ),
+    "dead_units": Statistic("share of units (of the last axis) that are zero in every sample", _dead_units),
     "log2_rms": Statistic(
         "log2 of the root mean square, right over the whole range", _log2_rms, units="octave"
     ),

@@ -67,7 +67,8 @@ class Rehearsal(Walk):
         return value.exact
 
     def carried(self, value: Twin) -> Twin:
-        return Twin(value.exact, self.narrow(value))
+        """Both, whatever was rounded. Keys come of nothing that was: what is drawn is the same on both sides."""
+        return Twin(value.exact) if is_key(value.exact) else Twin(value.exact, self.narrow(value))
 
     def merge(self, old: Any, new: Any) -> Any:
         return jnp.maximum(old[0], new[0]), new[1]
@@ -110,25 +111,22 @@ class Rehearsal(Walk):
         exact = loops.bind(eqn, [x.exact for x in inputs])
         if eqn.effects or all(x.rounded is None for x in inputs):
             return [Twin(x) for x in exact], []
+        is_inside = self.is_inside(here)
         of_mean = is_division_by_a_count(eqn) and (inputs[0].is_wide or here.is_transposed)
-        inside = self.is_inside(here) or of_mean
-        read = [self._wide(x) if inside else self.narrow(x) for x in inputs]
-        raw = loops.bind(eqn, read)
-        may_stay = inside or eqn.primitive.name == "reduce_sum"
+        is_wide = is_inside or of_mean
+        raw = loops.bind(eqn, [self._wide(x) if is_wide else self.narrow(x) for x in inputs])
+        may_stay = is_inside or eqn.primitive.name == "reduce_sum"
+        moves = eqn.primitive.name in EXACT
         outputs, records = [], []
         for k, v in enumerate(eqn.outvars):
-            stays = may_stay and not of_mean and bool(here.kept and here.kept[k])
-            rounds = is_float32(exact[k]) and eqn.primitive.name not in EXACT and not stays
+            stays = may_stay and bool(here.kept and here.kept[k])
+            rounds = is_float32(exact[k]) and not stays and (is_wide or not moves)
             stored = round_to(raw[k], self.format) if rounds else raw[k]
             outputs.append(Twin(exact[k], stored, is_wide=stays))
-            if is_seen(v) and (eqn.primitive.name not in EXACT or eqn.primitive.name == "reduce_max"):
-                output = str(k) if len(exact) > 1 else ""
-                site = operation(eqn, here, v, output)
-                site = (
-                    dataclasses.replace(site, dtype=self.name)
-                    if is_float32(exact[k]) and not inside
-                    else site
-                )
+            if is_seen(v) and (not moves or eqn.primitive.name == "reduce_max"):
+                site = operation(eqn, here, v, str(k) if len(exact) > 1 else "")
+                if is_float32(exact[k]) and not stays:
+                    site = dataclasses.replace(site, dtype=self.name)
                 records.append((site, sample(exact[k], stored)))
         return outputs, records
 
@@ -141,6 +139,12 @@ class Rehearsal(Walk):
 
 def is_float32(x: Any) -> bool:
     return getattr(x, "dtype", None) == jnp.float32 or isinstance(x, float)
+
+
+def is_key(x: Any) -> bool:
+    """Whether these are random keys, or the unsigned integers that they are made of."""
+    dtype = jnp.asarray(x).dtype
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.issubdtype(dtype, jnp.unsignedinteger)
 
 
 def is_division_by_a_count(eqn: Any) -> bool:

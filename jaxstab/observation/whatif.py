@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jax.extend.core import ClosedJaxpr
 
 from jaxstab.observation.formats import Format, format_of, name_of_format, round_to
 from jaxstab.observation.seen import Seen
@@ -44,8 +45,9 @@ class WhatIf:
         with np.errstate(divide="ignore"):
             found["headroom"] = np.log2(format.largest / found["absmax"])
         found["headroom"].attrs = {"long_name": "largest number over largest magnitude", "units": "bit"}
-        terms = xr.DataArray([site.terms for site in self.seen.sites], dims="site")
-        found["error_accumulated"] = accumulation_error(terms, format) + 0 * found["absmax"]
+        terms = np.array([site.terms for site in self.seen.sites])
+        grown = xr.DataArray(accumulation_error(terms, format), dims="site")
+        found["error_accumulated"] = grown.where(found["absmax"].notnull()).transpose(*found["absmax"].dims)
         found["error_accumulated"].attrs = {
             "long_name": "error that accumulating in the format would add, estimated", "units": "1",
         }  # fmt: skip
@@ -69,11 +71,11 @@ def accumulation_error(terms: Any, format: Format) -> Any:  # noqa: A002
 def what_if(f: Callable[..., Any], dtype: Any) -> Callable[..., tuple[Any, WhatIf]]:
     """`f` with what another format would do: a function of the same arguments returning (f's outputs, `WhatIf`).
 
-    f runs in float32, its bits unchanged, and beside it the same program with every value that is stored rounded to
+    f runs in float32 by the same operations, and beside it the same program with every value that is stored rounded to
     `dtype`: "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", or a pair (exponent bits, mantissa bits). Only
     float32 values are rounded. Sums and products accumulate in float32; a mean is rounded once; normalization
-    modules compute in float32, as Flax's do (their operations have the dtype float32 in the table); a constant near
-    float32's largest number stands for the format's.
+    modules compute in float32, as Flax's do, and round what leaves them; a constant near float32's largest number
+    stands for the format's. In the table what stays in float32 has that dtype, and the rest the format's.
 
         (loss, grads), twin = jax.jit(jaxstab.what_if(jax.value_and_grad(loss), "float16"))(params, batch)
         twin.to_dataset().underflow
@@ -81,20 +83,26 @@ def what_if(f: Callable[..., Any], dtype: Any) -> Callable[..., tuple[Any, WhatI
     It composes with jit and vmap. A loop of unknown length and a cond take the path that float32 takes.
     UsageError for what is no function or no format.
     """
-    format = format_of(dtype)  # noqa: A001
     name = name_of_format(dtype)
     require_function(f, "what_if")
 
     @named_like(f)
     def rehearsed(*args: Any, **kwargs: Any) -> tuple[Any, WhatIf]:
         closed, arrays, rebuild = trace(f, args, kwargs)
-        walk = Rehearsal((), "operations", False, False, name, format, frozenset(wide_calls(closed.jaxpr)))
-        place = Place(kept=(False,) * len(closed.jaxpr.outvars))
-        twins = [Twin(x, round_to(x, format) if is_float32(x) else x) for x in map(jnp.asarray, arrays)]
-        outputs, records = walk.run(closed.jaxpr, closed.consts, twins, place)
-        sites = number_calls([site for site, _ in records])
-        seen = Seen(tuple(summarize(records, format)), sites, tuple(SIMULATED))
-        rounded = rebuild([walk.narrow(x) for x in outputs])
-        return rebuild([x.exact for x in outputs]), WhatIf(rounded, seen, name)
+        exact, rounded, seen = rehearse(closed, arrays, dtype)
+        return rebuild(exact), WhatIf(rebuild(rounded), seen, name)
 
     return rehearsed
+
+
+def rehearse(closed: ClosedJaxpr, arrays: Sequence[Any], dtype: Any) -> tuple[list[Any], list[Any], Seen]:
+    """Outputs of a traced program as they are and in the format, and what every operation does."""
+    name, format = name_of_format(dtype), format_of(dtype)  # noqa: A001
+    walk = Rehearsal((), "operations", False, False, name, format, frozenset(wide_calls(closed.jaxpr)))
+    place = Place(kept=(False,) * len(closed.jaxpr.outvars))
+    twins = [Twin(x, round_to(x, format) if is_float32(x) else None) for x in map(jnp.asarray, arrays)]
+    outputs, records = walk.run(closed.jaxpr, closed.consts, twins, place)
+    seen = Seen(
+        tuple(summarize(records, format)), number_calls([site for site, _ in records]), tuple(SIMULATED)
+    )
+    return [x.exact for x in outputs], [walk.narrow(x) for x in outputs], seen

@@ -100,11 +100,19 @@ def test_operations_are_seen_with_names_and_lines():
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_statistics_are_right(name, dtype):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, WIDTH)) + 0.5, dtype).at[0, :2].set(0)
+    x = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, WIDTH)) + 0.5, dtype)
+        .at[0, :2]
+        .set(0)
+        .at[:, 3]
+        .set(0)
+    )
     exact = np.asarray(x, np.float64)
+    spread = lambda axis: rms(exact - exact.mean(axis, keepdims=True)) / rms(exact)  # noqa: E731
     wanted = {
-        "rms": rms(exact), "absmax": np.abs(exact).max(), "mean": exact.mean(), "zeros": 1 / 16, "nans": 0,
-        "infs": 0, "absmin": np.abs(exact)[exact != 0].min(), "log2_rms": np.log2(rms(exact)),
+        "rms": rms(exact), "absmax": np.abs(exact).max(), "mean": exact.mean(), "zeros": (exact == 0).mean(),
+        "nans": 0, "infs": 0, "unit_spread": spread(1), "sample_spread": spread(0), "dead_units": 1 / WIDTH,
+        "absmin": np.abs(exact)[exact != 0].min(), "log2_rms": np.log2(rms(exact)),
     }[name]  # fmt: skip
     found = measure(x, (name,))
     assert found.dtype == jnp.float32

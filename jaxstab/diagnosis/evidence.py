@@ -1,0 +1,191 @@
+"""What a model was seen to do: its loss and gradient run for every seed, every call and every operation on record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstab.diagnosis.subject import Subject, checked, is_array
+from jaxstab.errors import UsageError
+from jaxstab.observation.flow import ALL, Flow, Iteration, Origin
+from jaxstab.observation.seen import Seen
+from jaxstab.observation.sites import Site
+from jaxstab.observation.statistics import SIMULATED
+from jaxstab.observation.transform import observe, trace
+from jaxstab.observation.whatif import rehearse
+
+STATISTICS = ("rms", "absmax", "unit_spread", "sample_spread", "dead_units")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsals:
+    """One format's run of every seed: `seen.values` have the seed as first axis, `outputs` and `exact` too."""
+
+    dtype: str
+    seen: Seen
+    exact: list[np.ndarray]
+    outputs: list[np.ndarray]
+
+    @cached_property
+    def index(self) -> dict[tuple[int, ...], int]:
+        """Position of an operation's output -> its site."""
+        return {(*s.position, int(s.output or 0)): i for i, s in enumerate(self.seen.sites)}
+
+    def values(self, i: int, field: str) -> np.ndarray:
+        """A field of site i: (seed, iterations...)."""
+        return self.seen.values[i][..., FIELD[field]]
+
+
+FIELD = {name: k for k, name in enumerate(SIMULATED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """All that findings are made of. `parameters` are names of the leaves of the gradient, in their order."""
+
+    subject: Subject
+    calls: Seen
+    rehearsals: dict[str, Rehearsals]
+    flow: Flow
+    parameters: tuple[str, ...]
+    arguments: list[np.ndarray]
+    """Of the first seed, in the order of the program's."""
+    gradients: list[np.ndarray]
+    """(seed, *shape) of each parameter."""
+    revived: set[str]
+    """Parameters with a gradient as soon as those that begin at zero have left it."""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.gradients[0])
+
+    @property
+    def any_run(self) -> Rehearsals:
+        """Any format's rehearsal: all hold the float32 run."""
+        return next(iter(self.rehearsals.values()))
+
+    def sources(self, site: Site, iteration: Iteration) -> list[list[Origin]]:
+        """Origins of the inputs of an operation, input by input."""
+        return self.flow.inputs(site.position, iteration)
+
+
+def gather(
+    subject: Subject, loss: Callable[[Any], Any] | None, seeds: int, dtypes: Sequence[Any]
+) -> Evidence:
+    """Run everything: one program for the calls, one for each format, whatever the number of seeds."""
+    params, rest = subject.draw(0)
+    keys = [jax.random.fold_in(jax.random.key(1), seed) for seed in range(seeds)]
+    leaves, structure = jax.tree.flatten(subject.inputs)
+    arrays = [x for x in leaves if is_array(x)]
+
+    def output_of(params: Any, rest: Any, key: jax.Array, arrays: list[Any]) -> Any:
+        values = iter(arrays)
+        filled = [next(values) if is_array(x) else x for x in leaves]
+        return subject.call(params, rest, key, jax.tree.unflatten(structure, filled))
+
+    shape = checked(subject, lambda: jax.eval_shape(output_of, params, rest, keys[0], arrays))
+    readout = _readout(shape, subject.name) if loss is None else []
+
+    def step(params: Any, rest: Any, key: jax.Array, arrays: list[Any], readout: list[Any]) -> Any:
+        def loss_of(params: Any) -> Any:
+            output = output_of(params, rest, key, arrays)
+            with jax.named_scope("loss"):
+                return loss(output) if loss is not None else _read(output, readout)
+
+        return jax.value_and_grad(loss_of)(params)
+
+    _require_scalar(loss, shape, subject.name)
+    seen = jax.jit(observe(step, statistics=STATISTICS))
+    closed, _, _ = checked(subject, lambda: trace(step, (params, rest, keys[0], arrays, readout), {}))
+    rehearsed = [jax.jit(lambda *x, d=dtype: rehearse(closed, x, d)) for dtype in dtypes]
+    calls: list[Seen] = []
+    runs: list[list[Any]] = [[] for _ in dtypes]
+    gradients, first = [], []
+    for seed in range(seeds):
+        params, rest = subject.draw(seed) if subject.is_drawn else (params, rest)
+        flat = [x for x in jax.tree.leaves((params, rest, keys[seed], arrays, readout)) if is_array(x)]
+        first = first or [_numbers(x) for x in flat]
+        (_, gradient), one = seen(params, rest, keys[seed], arrays, readout)
+        calls.append(jax.device_get(one))
+        gradients.append([np.asarray(g) for g in jax.tree.leaves(gradient)])
+        for run, rehearse_one in zip(runs, rehearsed, strict=True):
+            run.append(jax.device_get(rehearse_one(*flat)))
+    names = tuple(
+        jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params)
+    )
+    stacked = [np.stack(leaf) for leaf in zip(*gradients, strict=True)]
+    silent = {n for n, g in zip(names, stacked, strict=True) if not np.any(g)}
+    revived = (
+        _revived(jax.jit(step), names, params, (rest, keys[0], arrays, readout)) & silent if silent else set()
+    )
+    named = [
+        Rehearsals(str(d), _stack([r[2] for r in run]), _arrays(run, 0), _arrays(run, 1))
+        for d, run in zip(dtypes, runs, strict=True)
+    ]
+    return Evidence(
+        subject, _stack(calls), {r.dtype: r for r in named}, Flow(closed), names, first, stacked, revived
+    )
+
+
+def _numbers(x: Any) -> np.ndarray:
+    return np.zeros(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+
+
+def _arrays(run: list[Any], which: int) -> list[np.ndarray]:
+    return [np.stack(leaf) for leaf in zip(*[one[which] for one in run], strict=True)]
+
+
+def _stack(runs: list[Seen]) -> Seen:
+    """One `Seen` with the seed as first axis."""
+    values = tuple(np.stack(one) for one in zip(*[r.values for r in runs], strict=True))
+    return Seen(values, runs[0].sites, runs[0].statistics)
+
+
+def _readout(shape: Any, name: str) -> list[jax.Array]:
+    """Gaussian weights of a linear read-out, so that it has the variance of one entry of the output."""
+    floats = [x for x in jax.tree.leaves(shape) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not floats:
+        raise UsageError(f"{name} returns no arrays of floats: there is nothing to differentiate.")
+    total = sum(x.size for x in floats)
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=x.shape) / np.sqrt(total), jnp.float32) for x in floats]
+
+
+def _read(output: Any, readout: list[Any]) -> Any:
+    floats = [x for x in jax.tree.leaves(output) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)]
+    return sum(jnp.sum(jnp.real(x).astype(jnp.float32) * r) for x, r in zip(floats, readout, strict=True))
+
+
+def _require_scalar(loss: Any, shape: Any, name: str) -> None:
+    if loss is None:
+        return
+    try:
+        found = jax.eval_shape(loss, shape)
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line), "no reason given")
+        raise UsageError(
+            f"loss does not run on the output of {name}: {type(error).__name__}: {first}"
+        ) from error
+    if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UsageError(
+            f"loss must return one number, not {getattr(found, 'shape', found)!r}, of {name}'s output."
+        )
+
+
+def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple) -> set[str]:
+    """Names of the parameters that have a gradient when those that are zero throughout are drawn at random."""
+    rng = np.random.default_rng(1)
+    moved = jax.tree.map(
+        lambda p: p if np.any(np.asarray(p)) else jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype), params
+    )
+    gradient = jax.tree.leaves(step(moved, *others)[1])
+    return {name for name, g in zip(names, gradient, strict=True) if np.any(np.asarray(g))}
+
+
+__all__ = ["ALL", "STATISTICS", "Evidence", "Rehearsals", "gather"]

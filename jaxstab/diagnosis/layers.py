@@ -1,0 +1,207 @@
+"""Findings from calls: growth and decay with depth, what gets no gradient, what is dead or all alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+import jax
+import numpy as np
+
+from jaxstab.diagnosis.evidence import STATISTICS, Evidence
+from jaxstab.diagnosis.findings import Finding, number
+from jaxstab.observation.marks import BACKWARD, FORWARD
+from jaxstab.observation.twins import NORMALIZATIONS
+
+FIELD = {name: k for k, name in enumerate(STATISTICS)}
+OCTAVES = 7.0
+"""Growth over all layers from which it is told."""
+FEWEST = 6
+"""Layers that make a trend."""
+ALIKE = {"unit_spread": 1e-5, "sample_spread": 1e-3}
+
+
+def _field(evidence: Evidence, i: int, name: str) -> np.ndarray:
+    return evidence.calls.values[i][..., FIELD[name]]
+
+
+def trends(evidence: Evidence) -> Iterator[Finding]:
+    """Scales that grow or shrink from layer to layer: one finding for the signal and one for the gradient."""
+    for direction in (FORWARD, BACKWARD):
+        groups = [(name, x, s) for name, x, s in _groups(evidence, direction) if x.shape[1] >= FEWEST]
+        found = [(name, x, s, t) for name, x, s in groups if (t := _trend(x)) is not None]
+        if found:
+            name, levels, source, (slope, total) = max(found, key=lambda f: (f[1].shape[1], -len(f[0])))
+            yield _trend_said(name, levels.shape[1], source, slope, total, direction)
+
+
+def _groups(evidence: Evidence, direction: str) -> Iterator[tuple[str, np.ndarray, str]]:
+    """(pattern of a path, log2 of the rms from layer to layer, source): iterations of a scan, or calls in order."""
+    calls: dict[str, list[int]] = {}
+    for i, site in enumerate(evidence.calls.sites):
+        if site.direction != direction or site.in_while or site.branch:
+            continue
+        if site.loops:
+            yield site.path, _log2(_field(evidence, i, "rms")).reshape(evidence.seeds, -1), site.source
+        else:
+            calls.setdefault(re.sub(r"\d+", "*", site.path), []).append(i)
+    for pattern, members in calls.items():
+        ordered = members if direction == FORWARD else members[::-1]
+        yield (
+            pattern, np.stack([_log2(_field(evidence, i, "rms")) for i in ordered], axis=1),
+            evidence.calls.sites[members[0]].source,
+        )  # fmt: skip
+
+
+def _log2(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log2(x)
+
+
+def _trend(levels: np.ndarray) -> tuple[float, float] | None:
+    """(octaves a layer, octaves in all) of the median over seeds, if it is a straight line and a steep one."""
+    middle = np.median(levels, axis=0)
+    good = np.isfinite(middle)
+    if good.sum() < FEWEST:
+        return None
+    at, y = np.flatnonzero(good), middle[good]
+    slope = np.polyfit(at, y, 1)[0]
+    straight = abs(np.corrcoef(at, y)[0, 1]) > 0.9 if np.ptp(y) > 0 else False
+    total = y[-1] - y[0]
+    return (float(slope), float(total)) if straight and abs(total) > OCTAVES else None
+
+
+def _trend_said(name: str, count: int, source: str, slope: float, total: float, direction: str) -> Finding:
+    backward = direction == BACKWARD
+    slope, total = (-slope, -total) if backward else (slope, total)
+    kind = ("gradient " if backward else "signal ") + ("explodes" if slope > 0 else "vanishes")
+    told = f"x{2**slope:.3g} a layer{' towards the input' if backward else ''}, x{2**total:.3g} over {count} layers"
+    remedy = (
+        f"multiply the gain of the initializer by {2**-slope:.3g} (see jaxstab.gain of the activation), or normalize"
+        " (a norm in each block, residual branches scaled by 1/sqrt(depth))"
+    )
+    return Finding(kind, "warning", name, source, told, remedy, "", direction)
+
+
+def cut_off(evidence: Evidence, ignore: Collection[str]) -> Iterator[Finding]:
+    """Parameters that get no gradient in any seed though everything is finite."""
+    if not all(np.all(np.isfinite(g)) for g in evidence.gradients):
+        return
+    silent = [n for n, g in zip(evidence.parameters, evidence.gradients, strict=True) if not np.any(g)]
+    silent = [n for n in silent if not any(is_under(n, path) for path in ignore)]
+    heard = {n.rsplit("/", 1)[0] for n in evidence.parameters if n not in silent and "/" in n}
+    late = [n for n in silent if n in evidence.revived]
+    useless = [n for n in silent if n not in late and "/" in n and n.rsplit("/", 1)[0] in heard]
+    cut = [n for n in silent if n not in late and n not in useless]
+    if cut:
+        path, source, told = _boundary(evidence)
+        listed = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
+        yield Finding(
+            "cut off from the loss", "grave", path or cut[0], source,
+            f"{len(cut)} of {len(evidence.parameters)} parameters have the gradient 0 in all seeds ({listed}){told}",
+            "look for stop_gradient, argmax, rounding, a dead activation or an output that is not used behind it;"
+            " name what is frozen on purpose in ignore=[...]", "", BACKWARD,
+        )  # fmt: skip
+    for names, what, remedy in (
+        (
+            useless,
+            "has no effect",
+            "drop it: what follows takes it out again (a mean that is subtracted, a softmax)",
+        ),
+        (
+            late,
+            "gets no gradient in the first step",
+            "nothing, if it is meant: a factor behind it begins at 0",
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield Finding(
+                "silent parameter", "note", names[0], "", f"{names[0]}{more} {what}", remedy, "", BACKWARD
+            )
+
+
+def is_under(name: str, path: str) -> bool:
+    return name == path or name.startswith(path.rstrip("/") + "/")
+
+
+def _boundary(evidence: Evidence) -> tuple[str, str, str]:
+    """(path, source, what to add) of the last call that gets no gradient, or of the one behind it that kills it."""
+    sites = evidence.calls.sites
+    alive = {
+        s.path
+        for i, s in enumerate(sites)
+        if s.direction == BACKWARD and np.any(_field(evidence, i, "absmax") > 0)
+    }
+    calls = [i for i, s in enumerate(sites) if s.direction == FORWARD and s.kind not in ("scope", "mark")]
+    calls = calls or [i for i, s in enumerate(sites) if s.direction == FORWARD]
+    leaves = [i for i in calls if not any(sites[j].path.startswith(sites[i].path + "/") for j in calls)]
+    dead = [n for n, i in enumerate(leaves) if sites[i].path not in alive]
+    if not dead:
+        return "", "", ""
+    last = sites[leaves[dead[-1]]]
+    told = f"; the last call without one is {last.path}"
+    if dead[-1] + 1 < len(leaves):
+        behind = leaves[dead[-1] + 1]
+        if sites[behind].kind in NORMALIZATIONS and not np.any(_field(evidence, behind, "absmax")):
+            return sites[behind].path, sites[behind].source, f"; {sites[behind].path} returns zeros alone"
+    return last.path, last.source, told
+
+
+def alike(evidence: Evidence) -> Iterator[Finding]:
+    """Units or samples that are all the same, units that are dead, normalizations that leave nothing."""
+    sites = evidence.calls.sites
+    forward = [i for i, s in enumerate(sites) if s.direction == FORWARD]
+    leaves = [i for i in forward if not any(sites[j].path.startswith(sites[i].path + "/") for j in forward)]
+    for name, limit in ALIKE.items():
+        if name == "sample_spread" and _inputs_alike(evidence):
+            continue
+        for i in leaves:
+            spread, size = _median(_field(evidence, i, name)), _median(_field(evidence, i, "rms"))
+            if np.isfinite(size) and size > 0 and spread < limit and len(sites[i].shape) >= 2:
+                yield _alike_said(sites[i], name, spread)
+                break
+    for i in leaves:
+        if sites[i].kind in NORMALIZATIONS and not np.any(_field(evidence, i, "absmax")):
+            yield Finding(
+                "normalized away", "warning", sites[i].path, sites[i].source,
+                f"returns zeros alone from {'x'.join(map(str, sites[i].shape))}: its statistics are over one sample",
+                "give it more samples, or use LayerNorm or GroupNorm", "", FORWARD,
+            )  # fmt: skip
+            break
+    for i, site in enumerate(sites):
+        if site.direction != BACKWARD or len(site.shape) < 2 or np.prod(site.shape[:-1]) < 16:
+            continue
+        share = _median(_field(evidence, i, "dead_units"))
+        if 0.5 < share < 1 and np.any(_field(evidence, i, "absmax")):
+            yield Finding(
+                "dead units", "warning", site.path, site.source,
+                f"{share:.0%} of its units get no gradient from any of {site.shape[0]} samples",
+                "a smaller bias or learning rate, another gain, or an activation that never is flat (leaky_relu, gelu)",
+                "", BACKWARD,
+            )  # fmt: skip
+            break
+
+
+def _median(x: np.ndarray) -> float:
+    return float(np.median(np.asarray(x, np.float64)))
+
+
+def _inputs_alike(evidence: Evidence) -> bool:
+
+    leaves = [
+        np.asarray(x) for x in jax.tree.leaves(evidence.subject.inputs) if hasattr(x, "ndim") and x.ndim
+    ]
+    return bool(leaves) and all(len(x) < 2 or np.all(x == x[:1]) for x in leaves)
+
+
+def _alike_said(site: object, name: str, spread: float) -> Finding:
+    units = name == "unit_spread"
+    told = f"its {'units' if units else 'samples'} differ by {number(spread)} of their size"
+    remedy = (
+        "draw the parameters at random: units that begin alike stay alike"
+        if units
+        else "the signal has collapsed to one direction: raise the gain, shorten the stack, or add residual connections"
+    )
+    kind = "units alike" if units else "samples alike"
+    return Finding(kind, "warning", site.path, site.source, told, remedy, "", FORWARD)  # type: ignore[attr-defined]
