@@ -1,5 +1,6 @@
 from .diagnosis.diagnosis import Diagnosis as Diagnosis
 from .diagnosis.diagnosis import diagnose as diagnose
+from .diagnosis.families import family_of as family_of
 from .diagnosis.findings import Finding as Finding
 from .diagnosis.graph import Graph as Graph
 from .diagnosis.graph import draw_graph as draw_graph

@@ -14,8 +14,8 @@ import jaxstab
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "errors": 0, "typing": 0, "machine": 0, "names": 0, "random": 0, "theory": 1, "observation": 2, "nets": 2,
-    "data": 2, "trials": 3, "engine": 4, "diagnosis": 5, "report": 5, "cli": 6,
+    "errors": 0, "typing": 0, "machine": 0, "names": 0, "random": 0, "reductions": 0, "theory": 1,
+    "observation": 2, "nets": 2, "data": 2, "trials": 3, "engine": 4, "diagnosis": 5, "report": 5, "cli": 6,
 }  # fmt: skip
 APART = [("nets", "data"), ("observation", "nets"), ("observation", "data"), ("diagnosis", "report")]
 MAY_TOUCH_FILES = (
@@ -33,10 +33,10 @@ PUBLIC = {
     "gain", "initializers", "critical_initialization", "grid", "zipped", "sample", "uniform", "log_uniform", "choice",
     "sweep", "propagate", "train", "predict", "open_store", "explain", "Explanation", "quantiles", "fit", "Task",
     "propagation", "training", "family", "Family", "Interrupted", "UsageError", "observe", "draw_graph", "Graph",
-    "what_if", "to_onnx", "diagnose", "Diagnosis", "Finding", "UnstableError",
+    "what_if", "to_onnx", "diagnose", "Diagnosis", "Finding", "UnstableError", "family_of",
 }  # fmt: skip
 """Every public name; the design's are all here or below."""
-PROMISED = ("family_of", "theory")
+PROMISED = ("theory",)
 """What the design promises and is not built yet: its test is red, as expected, until it is, and then must move up."""
 DESIGN = ROOT.parent / "shared" / "DESIGN.md"
 SOURCES = sorted((ROOT / "jaxstab").rglob("*.py"))

@@ -1,7 +1,8 @@
-"""The `jaxstab` command: gains, propagation beside its theory, sweeps that resume.
+"""The `jaxstab` command: gains, propagation beside its theory, sweeps that resume, diagnoses of your own models.
 
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 lanes diverged (where --fail-on-divergence asks), 75 interrupted and
-resumable. JAX is loaded after the words have been understood, so that `--help` answers at once.
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 something grave was found in a model (or lanes diverged, where
+--fail-on-divergence asks), 75 interrupted and resumable. JAX is loaded after the words have been understood, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from jaxstab.cli.diagnosing import Diagnose
 from jaxstab.cli.words import load_family, parse_grid, parse_values
 from jaxstab.errors import UsageError
 
@@ -306,6 +307,7 @@ COMMANDS: dict[str, Any] = {
     "predict": Predict,
     "train": Train,
     "sweep": Sweep,
+    "diagnose": Diagnose,
     "tile": Tile,
 }
 

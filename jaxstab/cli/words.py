@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from typing import Any
 
@@ -59,13 +60,22 @@ def load_family(name: str) -> Any:
     if not colon:
         require_choice(name, [*built_in, "module:family"], "family")
         module, attribute = built_in[name], name
-    sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UsageError(f"family {name!r}: module {module!r} cannot be imported ({error}).") from None
-    except AttributeError:
-        raise UsageError(f"family {name!r}: module {module!r} has no {attribute!r}.") from None
+    found = load(f"{module}:{attribute}", "family")
     if not isinstance(found, Family):
         raise UsageError(f"family {name!r} is no Family: decorate it with @jaxstab.family.")
     return found
+
+
+def load(name: str, what: str) -> Any:
+    """What a user's module:name stands for; the folder that the command runs in is searched first."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(f"{what} {name!r}: module:name is wanted.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{what} {name!r}: module {module!r} cannot be imported ({error}).") from None
+    names = [n for n, value in vars(found).items() if not n.startswith("_") and not inspect.ismodule(value)]
+    return getattr(found, require_choice(attribute, names, f"name in module {module!r}:"))

@@ -183,12 +183,13 @@ def diagnose(
             f"ignore: no parameter under {unknown[0]!r}. Choices: {', '.join(evidence.parameters)}."
         )
     return Diagnosis(
-        subject.name, _findings(evidence, ignore), evidence.calls.to_dataset(axes=("seed",)), _operations(evidence),
+        subject.name, findings_of(evidence, ignore), evidence.calls.to_dataset(axes=("seed",)), _operations(evidence),
         evidence.seeds, names,
     )  # fmt: skip
 
 
-def _findings(evidence: Evidence, ignore: Collection[str]) -> tuple[Finding, ...]:
+def findings_of(evidence: Evidence, ignore: Collection[str] = ()) -> tuple[Finding, ...]:
+    """All findings of what was seen, the gravest first."""
     with np.errstate(invalid="ignore", over="ignore"):
         found = [
             *nonfinite.not_finite(evidence), *layers.cut_off(evidence, ignore), *scales.scales(evidence),

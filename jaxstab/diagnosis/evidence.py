@@ -13,13 +13,16 @@ import numpy as np
 
 from jaxstab.diagnosis.subject import Subject, checked, is_array
 from jaxstab.errors import UsageError
-from jaxstab.observation.flow import ALL, Flow, Iteration, Origin
+from jaxstab.observation.flow import Flow, Iteration, Origin
+from jaxstab.observation.formats import format_of
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import Site
 from jaxstab.observation.statistics import SIMULATED
 from jaxstab.observation.transform import observe, trace
 from jaxstab.observation.whatif import rehearse
 
+ROUNDED = "rounded"
+"""What the one program for every format calls its dtype."""
 STATISTICS = ("rms", "absmax", "unit_spread", "sample_spread", "dead_units")
 
 
@@ -76,9 +79,9 @@ class Evidence:
 
 
 def gather(
-    subject: Subject, loss: Callable[[Any], Any] | None, seeds: int, dtypes: Sequence[Any]
+    subject: Subject, loss: Callable[[Any], Any] | None, seeds: int, dtypes: Sequence[str]
 ) -> Evidence:
-    """Run everything: one program for the calls, one for each format, whatever the number of seeds."""
+    """Run everything: one program for the calls and one for the formats, whatever the number of seeds."""
     params, rest = subject.draw(0)
     keys = [jax.random.fold_in(jax.random.key(1), seed) for seed in range(seeds)]
     leaves, structure = jax.tree.flatten(subject.inputs)
@@ -90,20 +93,20 @@ def gather(
         return subject.call(params, rest, key, jax.tree.unflatten(structure, filled))
 
     shape = checked(subject, lambda: jax.eval_shape(output_of, params, rest, keys[0], arrays))
-    readout = _readout(shape, subject.name) if loss is None else []
+    readout = readout_weights(shape, subject.name) if loss is None else []
 
     def step(params: Any, rest: Any, key: jax.Array, arrays: list[Any], readout: list[Any]) -> Any:
         def loss_of(params: Any) -> Any:
             output = output_of(params, rest, key, arrays)
             with jax.named_scope("loss"):
-                return loss(output) if loss is not None else _read(output, readout)
+                return loss(output) if loss is not None else read(output, readout)
 
         return jax.value_and_grad(loss_of)(params)
 
-    _require_scalar(loss, shape, subject.name)
+    require_scalar(loss, shape, subject.name)
     seen = jax.jit(observe(step, statistics=STATISTICS))
     closed, _, _ = checked(subject, lambda: trace(step, (params, rest, keys[0], arrays, readout), {}))
-    rehearsed = [jax.jit(lambda *x, d=dtype: rehearse(closed, x, d)) for dtype in dtypes]
+    rehearsed = jax.jit(lambda known, *x: rehearse(closed, x, known, ROUNDED))
     calls: list[Seen] = []
     runs: list[list[Any]] = [[] for _ in dtypes]
     gradients, first = [], []
@@ -114,8 +117,8 @@ def gather(
         (_, gradient), one = seen(params, rest, keys[seed], arrays, readout)
         calls.append(jax.device_get(one))
         gradients.append([np.asarray(g) for g in jax.tree.leaves(gradient)])
-        for run, rehearse_one in zip(runs, rehearsed, strict=True):
-            run.append(jax.device_get(rehearse_one(*flat)))
+        for run, dtype in zip(runs, dtypes, strict=True):
+            run.append(jax.device_get(rehearsed(format_of(dtype), *flat)))
     names = tuple(
         jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params)
     )
@@ -125,7 +128,7 @@ def gather(
         _revived(jax.jit(step), names, params, (rest, keys[0], arrays, readout)) & silent if silent else set()
     )
     named = [
-        Rehearsals(str(d), _stack([r[2] for r in run]), _arrays(run, 0), _arrays(run, 1))
+        Rehearsals(d, _named(_stack([r[2] for r in run]), d), _arrays(run, 0), _arrays(run, 1))
         for d, run in zip(dtypes, runs, strict=True)
     ]
     return Evidence(
@@ -147,7 +150,13 @@ def _stack(runs: list[Seen]) -> Seen:
     return Seen(values, runs[0].sites, runs[0].statistics)
 
 
-def _readout(shape: Any, name: str) -> list[jax.Array]:
+def _named(seen: Seen, dtype: str) -> Seen:
+    """With the format's name as dtype of what is rounded."""
+    sites = (dataclasses.replace(s, dtype=dtype) if s.dtype == ROUNDED else s for s in seen.sites)
+    return dataclasses.replace(seen, sites=tuple(sites))
+
+
+def readout_weights(shape: Any, name: str) -> list[jax.Array]:
     """Gaussian weights of a linear read-out, so that it has the variance of one entry of the output."""
     floats = [x for x in jax.tree.leaves(shape) if jnp.issubdtype(x.dtype, jnp.inexact)]
     if not floats:
@@ -157,12 +166,14 @@ def _readout(shape: Any, name: str) -> list[jax.Array]:
     return [jnp.asarray(rng.normal(size=x.shape) / np.sqrt(total), jnp.float32) for x in floats]
 
 
-def _read(output: Any, readout: list[Any]) -> Any:
+def read(output: Any, readout: list[Any]) -> Any:
+    """The linear read-out of an output."""
     floats = [x for x in jax.tree.leaves(output) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)]
     return sum(jnp.sum(jnp.real(x).astype(jnp.float32) * r) for x, r in zip(floats, readout, strict=True))
 
 
-def _require_scalar(loss: Any, shape: Any, name: str) -> None:
+def require_scalar(loss: Any, shape: Any, name: str) -> None:
+    """UsageError unless the loss makes one number of an output."""
     if loss is None:
         return
     try:
@@ -186,6 +197,3 @@ def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple) -> s
     )
     gradient = jax.tree.leaves(step(moved, *others)[1])
     return {name for name, g in zip(names, gradient, strict=True) if np.any(np.asarray(g))}
-
-
-__all__ = ["ALL", "STATISTICS", "Evidence", "Rehearsals", "gather"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxstab.diagnosis.evidence import ALL, Evidence, Rehearsals
-from jaxstab.observation.flow import Iteration, Origin
+from jaxstab.diagnosis.evidence import Evidence, Rehearsals
+from jaxstab.observation.flow import ALL, Iteration, Origin
 from jaxstab.observation.sites import Site
 
 Value = tuple[int, Iteration]

@@ -20,13 +20,13 @@ from jaxstab.observation.transform import require_function
 
 @dataclass(frozen=True)
 class Subject:
-    """`draw(seed)` gives (parameters, the rest); `call(parameters, rest, key, inputs)` the output.
+    """`draw(seed or its key)` gives (parameters, the rest); `call(parameters, rest, key, inputs)` the output.
 
     The key stands for the seed: rngs that the user gave are folded with it.
     """
 
     name: str
-    draw: Callable[[int], tuple[Any, Any]]
+    draw: Callable[[int | jax.Array], tuple[Any, Any]]
     call: Callable[[Any, Any, jax.Array, tuple[Any, ...]], Any]
     inputs: tuple[Any, ...]
     is_drawn: bool
@@ -36,10 +36,15 @@ class Subject:
 
 
 def subject_of(
-    model: Any, inputs: tuple[Any, ...], variables: Any, rngs: Any, apply_kwargs: Mapping[str, Any] | None
+    model: Any,
+    inputs: tuple[Any, ...],
+    variables: Any,
+    rngs: Any,
+    apply_kwargs: Mapping[str, Any] | None,
+    caller: str = "diagnose",
 ) -> Subject:
     """The model with its inputs; UsageError for what is none, and for what it needs and is not given."""
-    require_function_or_module(model)
+    require_function_or_module(model, caller)
     kwargs, keys = dict(apply_kwargs or {}), _keys(rngs)
     if isinstance(model, linen.Module):
         return _linen(model, inputs, variables, keys, kwargs)
@@ -54,17 +59,17 @@ def subject_of(
         )
     if not inputs:
         raise UsageError(
-            f"diagnose: {name_of_callable(model)} is a function, which takes its parameters as first input:"
-            " diagnose(f, parameters, inputs)."
+            f"{caller}: {name_of_callable(model)} is a function, which takes its parameters as first input:"
+            f" {caller}(f, parameters, inputs)."
         )
     return _of_pytree(name_of_callable(model), model, inputs, keys, kwargs)
 
 
-def require_function_or_module(model: Any) -> None:
+def require_function_or_module(model: Any, caller: str) -> None:
     """UsageError for a class, or what cannot be called."""
     if isinstance(model, linen.Module):
         return
-    require_function(model, "diagnose")
+    require_function(model, caller)
 
 
 def _keys(rngs: Any) -> dict[str, jax.Array]:
@@ -78,6 +83,11 @@ def _keys(rngs: Any) -> dict[str, jax.Array]:
     return {name: jax.random.key(key) if isinstance(key, int) else key for name, key in rngs.items()}
 
 
+def _folded(one: jax.Array, key: jax.Array) -> jax.Array:
+    """The user's key, another for each seed's."""
+    return jax.random.fold_in(one, jax.random.bits(key))
+
+
 def _linen(
     model: linen.Module, inputs: tuple, variables: Any, keys: dict[str, jax.Array], kwargs: dict[str, Any]
 ) -> Subject:
@@ -86,10 +96,10 @@ def _linen(
     if variables is not None and (not isinstance(variables, Mapping) or "params" not in variables):
         raise UsageError(f"variables of {name} have no 'params': pass all that init returned.")
 
-    def draw(seed: int) -> tuple[Any, Any]:
+    def draw(seed: int | jax.Array) -> tuple[Any, Any]:
         found = variables
         if found is None:
-            key = jax.random.fold_in(jax.random.key(0), seed)
+            key = seed if isinstance(seed, jax.Array) else jax.random.fold_in(jax.random.key(0), seed)
             try:
                 with jax.named_scope("init"):
                     found = model.init({"params": key, **keys}, *inputs, **at_init)
@@ -102,7 +112,7 @@ def _linen(
 
     def call(params: Any, rest: Any, key: jax.Array, inputs: tuple) -> Any:
         known = {"mutable": list(rest), **kwargs} if rest else kwargs
-        folded = {k: jax.random.fold_in(one, key) for k, one in keys.items()}
+        folded = {k: _folded(one, key) for k, one in keys.items()}
         output = model.apply({"params": params, **rest}, *inputs, rngs=folded or None, **known)
         return output[0] if known.get("mutable") else output
 
@@ -116,7 +126,7 @@ def _nnx(model: nnx.Module, inputs: tuple, kwargs: dict[str, Any]) -> Subject:
         fresh = nnx.merge(graph, params, rest, copy=True)
         for _, one in nnx.iter_graph(fresh):
             if isinstance(one, nnx.RngKey):
-                one[...] = jax.random.fold_in(one[...], key)
+                one[...] = _folded(one[...], key)
         return fresh(*inputs, **kwargs)
 
     is_random = any(isinstance(one, nnx.RngKey) for _, one in nnx.iter_graph(model))
@@ -131,21 +141,22 @@ def _of_pytree(
     learns = [is_array(x) and jnp.issubdtype(x.dtype, jnp.inexact) for _, x in leaves]
     if not any(learns):
         raise UsageError(
-            f"diagnose: {name} takes its parameters as first input, and there is no array of floats in it."
+            f"{name} takes its parameters as first input, and there is no array of floats in it."
         )
     params = {
         jax.tree_util.keystr(path, simple=True, separator="/"): x
         for (path, x), one in zip(leaves, learns, strict=True)
         if one
     }
+    order = list(params)  # that of the leaves, which a dict loses on its way through JAX
     static = [None if one else x for (_, x), one in zip(leaves, learns, strict=True)]
 
     def call(params: Any, rest: Any, key: jax.Array, inputs: tuple) -> Any:
-        values = iter(params.values())
+        values = iter([params[name] for name in order])
         whole = jax.tree.unflatten(
             tree, [next(values) if one else x for x, one in zip(static, learns, strict=True)]
         )
-        folded = {k: jax.random.fold_in(one, key) for k, one in keys.items()}
+        folded = {k: _folded(one, key) for k, one in keys.items()}
         return f(whole, *inputs, **kwargs, **({"rngs": folded} if keys else {}))
 
     return Subject(name, lambda _: (params, {}), call, inputs[1:], False, bool(keys))

@@ -11,7 +11,7 @@ import xarray as xr
 
 from jaxstab.engine.space import Axis, Dimension, Space
 from jaxstab.trials.family import NOT_RUN, Family
-from jaxstab.trials.outputs import Doc, Output, measured, predicted, spell
+from jaxstab.trials.outputs import Doc, Labels, Output, measured, predicted, spell
 
 WORDS = "words"
 """Key of a record under which stands what is said of the numbers: no part of what a sweep is."""
@@ -28,12 +28,13 @@ class Layout:
     flags: tuple[str, ...]
     space: Space
     seeds: np.ndarray | None
+    labels: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, family: Family, space: Space, seeds: np.ndarray | None) -> Layout:
         """The layout of a sweep (or of its theory, which has no seeds)."""
         rows = predicted(family.outputs) if seeds is None else measured(family.outputs)
-        return cls(family.name, rows, family.docs, family.flags, space, seeds)
+        return cls(family.name, rows, family.docs, family.flags, space, seeds, family.labels)
 
     def record(self) -> dict[str, Any]:
         """The layout as JSON has it: labels in place of values."""
@@ -50,6 +51,7 @@ class Layout:
             WORDS: {
                 "outputs": {name: _words(row) for name, row in self.outputs.items()},
                 "parameters": {name: list(doc) for name, doc in self.docs.items()},
+                "labels": {name: dataclasses.asdict(one) for name, one in self.labels.items()},
             },
         }
 
@@ -68,8 +70,12 @@ class Layout:
             for name, dims in record["dims"].items()
         }
         docs = {name: Doc(*doc) for name, doc in record[WORDS]["parameters"].items()}
+        labels = {
+            name: Labels(one["dim"], tuple(one["values"]), one["long_name"])
+            for name, one in record[WORDS].get("labels", {}).items()
+        }
         seeds = np.array(record["seeds"], np.int64)
-        return cls(record["family"], rows, docs, tuple(record["flags"]), space, seeds)
+        return cls(record["family"], rows, docs, tuple(record["flags"]), space, seeds, labels)
 
 
 class Table:
@@ -112,7 +118,11 @@ class Table:
                 coordinates[dim] = xr.Variable(
                     dim, np.arange(1, length + 1, dtype=np.int32), _attrs(Doc(dim))
                 )
-        coordinates |= self._counts()
+        coordinates |= self._counts() | {
+            name: xr.Variable(one.dim, list(one.values), one.attrs(name))
+            for name, one in layout.labels.items()
+            if one.dim in coordinates
+        }
         if "status" in variables:
             flags = np.array([*range(len(layout.flags)), NOT_RUN], np.int8)
             meanings = " ".join([*layout.flags, "not_run"])

@@ -1,15 +1,14 @@
 """Floating-point formats, and float32 numbers rounded to them: exactly, subnormals and overflow included.
 
-`lax.reduce_precision` flushes the subnormals of narrow exponents, and a compiler may drop a cast there and back: the
-mantissa is rounded by the former, and the ends of the range are seen to here.
+`lax.reduce_precision` flushes the subnormals of narrow exponents and wants the format at compile time, and a compiler
+may drop a cast there and back. Here a number is rounded to a whole multiple of its binade's spacing.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +22,15 @@ FORMATS = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "float32")
 
 
 class Format(NamedTuple):
-    """A format's numbers."""
+    """A format's numbers: Python's, or traced ones, so that one program serves every format."""
 
-    exponent_bits: int
-    mantissa_bits: int
-    largest: float
-    beyond: float
+    exponent_bits: Any
+    mantissa_bits: Any
+    largest: Any
+    beyond: Any
     """What a number becomes that rounds to more than `largest`: inf, or NaN where there is no infinity."""
-
-    @property
-    def smallest_normal(self) -> float:
-        return 2.0 ** (2 - 2 ** (self.exponent_bits - 1))
-
-    @property
-    def epsilon(self) -> float:
-        return 2.0**-self.mantissa_bits
+    smallest_normal: Any
+    epsilon: Any
 
 
 def format_of(dtype: object) -> Format:
@@ -50,7 +43,7 @@ def format_of(dtype: object) -> Format:
         if not (2 <= exponent <= 8 and 1 <= mantissa <= 23):
             raise UsageError(f"dtype={dtype}: 2 to 8 exponent bits and 1 to 23 mantissa bits are simulated.")
         bias = 2 ** (exponent - 1) - 1
-        return Format(exponent, mantissa, (2 - 2.0**-mantissa) * 2.0**bias, math.inf)
+        return _format(exponent, mantissa, (2 - 2.0**-mantissa) * 2.0**bias, math.inf)
     name = _name_of(dtype)
     if pair := re.fullmatch(r"e(\d+)m(\d+)", name):
         return format_of((int(pair[1]), int(pair[2])))
@@ -60,7 +53,12 @@ def format_of(dtype: object) -> Format:
         )
     info = jnp.finfo(name)
     beyond = float(np.asarray(np.inf).astype(jnp.dtype(name)).astype(np.float32))
-    return Format(int(info.nexp), int(info.nmant), float(info.max), beyond)
+    return _format(int(info.nexp), int(info.nmant), float(info.max), beyond)
+
+
+def _format(exponent_bits: int, mantissa_bits: int, largest: float, beyond: float) -> Format:
+    smallest = 2.0 ** (2 - 2 ** (exponent_bits - 1))
+    return Format(exponent_bits, mantissa_bits, largest, beyond, smallest, 2.0**-mantissa_bits)
 
 
 def name_of_format(dtype: object) -> str:
@@ -78,12 +76,13 @@ def _name_of(dtype: object) -> str:
         return ""
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@jax.jit
 def round_to(x: Float[Array, "*shape"], format: Format) -> Float[Array, "*shape"]:  # noqa: A002 - the field's word
     """float32 `x` rounded to the format, ties to even, held in float32; NaN stays NaN."""
-    if format.exponent_bits == 8:  # float32's own exponents: its subnormals are rounded as the format's are
-        return jax.lax.reduce_precision(x, 8, format.mantissa_bits)
-    y = jax.lax.reduce_precision(x, 8, format.mantissa_bits)
-    y = jnp.where(jnp.abs(y) > format.largest, jnp.copysign(jnp.float32(format.beyond), x), y)
-    spacing = format.smallest_normal * format.epsilon
-    return jnp.where(jnp.abs(x) < format.smallest_normal, jnp.round(x * (1 / spacing)) * spacing, y)
+    exponent = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    binade = jnp.maximum(jax.lax.bitcast_convert_type(exponent, jnp.float32), format.smallest_normal)
+    # all but the rounding is exact: by powers of two
+    y = jnp.round(x / binade * (1 / format.epsilon)) * format.epsilon * binade
+    is_float32 = format.exponent_bits + format.mantissa_bits == 31
+    y = jnp.where(is_float32 | ~jnp.isfinite(x), x, y)
+    return jnp.where(jnp.abs(y) > format.largest, jnp.copysign(jnp.float32(format.beyond), x), y)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.reductions import absmax
 from jaxstab.theory.floats import power_of_two
 
 DEFAULT = ("rms", "absmax")
@@ -34,7 +35,7 @@ def _rms(x: jax.Array) -> jax.Array:
 
 
 def _log2_rms(x: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(x))
+    largest = absmax(x)
     _, exponent = jnp.frexp(largest)
     exponent = jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -126, 126), 0)
     scaled = x * power_of_two(-exponent).astype(x.dtype)
@@ -50,7 +51,7 @@ def _spread(x: jax.Array, axis: int) -> jax.Array:
     """rms of the deviations from the mean over one axis, relative to the rms; NaN where the axis has no two entries."""
     if x.ndim < 2 or x.shape[axis] < 2:
         return jnp.full((), jnp.nan, x.dtype)
-    scaled = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+    scaled = x / jnp.maximum(absmax(x), jnp.finfo(x.dtype).tiny)
     return _rms(scaled - scaled.mean(axis, keepdims=True)) / jnp.maximum(
         _rms(scaled), jnp.finfo(x.dtype).tiny
     )
@@ -70,7 +71,7 @@ def _share(happens: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], j
 
 STATISTICS: dict[str, Statistic] = {
     "rms": Statistic("root mean square of all entries", _rms),
-    "absmax": Statistic("largest magnitude; NaN if any entry is", lambda x: jnp.max(jnp.abs(x))),
+    "absmax": Statistic("largest magnitude; NaN if any entry is", absmax),
     "mean": Statistic("mean of all entries", jnp.mean, _larger_magnitude),
     "absmin": Statistic("smallest magnitude that is not zero; inf if all are zero", _absmin, jnp.minimum),
     "zeros": Statistic("share of entries that are zero", _share(lambda x: x == 0)),

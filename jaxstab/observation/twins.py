@@ -23,6 +23,7 @@ from jaxstab.observation.marks import mark_p
 from jaxstab.observation.scopes import is_seen
 from jaxstab.observation.sites import Place, Site
 from jaxstab.observation.walk import Records, Walk, direction_of, programs_in, source_of
+from jaxstab.reductions import absmax
 
 EXACT = frozenset({
     "abs", "argmax", "argmin", "broadcast_in_dim", "clamp", "concatenate", "copy", "copy_p", "cummax", "cummin",
@@ -37,6 +38,9 @@ NORMALIZATIONS = frozenset({"BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm
 
 SAMPLE = 256
 """Entries of an array that shares and mean errors are taken from."""
+
+COPIED = 2**14
+"""Arrays up to this size are looked at as one copy of both, in half as many kernels to compile."""
 
 
 @functools.partial(
@@ -158,8 +162,11 @@ def sample(exact: Any, stored: Any) -> tuple[jax.Array, jax.Array]:
     shape (2, at most SAMPLE). Shares and mean errors are taken from these, all together at the end: reductions of
     every array for each of them would cost a multiple of the program in compile time."""
     both = [jnp.abs(x) if jnp.iscomplexobj(x) else x.astype(jnp.float32) for x in (exact, stored)]
-    peaks = jnp.stack([jnp.max(jnp.abs(x)) for x in both])
     step = max(1, exact.size // SAMPLE)
+    if exact.size <= COPIED:
+        pair = jnp.stack(both).reshape(2, -1)
+        return absmax(pair, axis=1), pair[:, ::step][:, :SAMPLE]
+    peaks = jnp.stack([absmax(x) for x in both])
     return peaks, jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
 
 

@@ -89,15 +89,22 @@ def what_if(f: Callable[..., Any], dtype: Any) -> Callable[..., tuple[Any, WhatI
     @named_like(f)
     def rehearsed(*args: Any, **kwargs: Any) -> tuple[Any, WhatIf]:
         closed, arrays, rebuild = trace(f, args, kwargs)
-        exact, rounded, seen = rehearse(closed, arrays, dtype)
+        exact, rounded, seen = rehearse(closed, arrays, format_of(dtype), name)
         return rebuild(exact), WhatIf(rebuild(rounded), seen, name)
 
     return rehearsed
 
 
-def rehearse(closed: ClosedJaxpr, arrays: Sequence[Any], dtype: Any) -> tuple[list[Any], list[Any], Seen]:
-    """Outputs of a traced program as they are and in the format, and what every operation does."""
-    name, format = name_of_format(dtype), format_of(dtype)  # noqa: A001
+def rehearse(
+    closed: ClosedJaxpr,
+    arrays: Sequence[Any],
+    format: Format,  # noqa: A002 - the field's word
+    name: str,
+) -> tuple[list[Any], list[Any], Seen]:
+    """Outputs of a traced program as they are and in the format, and what every operation does.
+
+    `name` is the dtype of the sites that are rounded.
+    """
     walk = Rehearsal((), "operations", False, False, name, format, frozenset(wide_calls(closed.jaxpr)))
     place = Place(kept=(False,) * len(closed.jaxpr.outvars))
     twins = [Twin(x, round_to(x, format) if is_float32(x) else None) for x in map(jnp.asarray, arrays)]

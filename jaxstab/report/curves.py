@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxstab.errors import UsageError
 from jaxstab.report import figures
 
 SHOWN = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
@@ -70,10 +69,4 @@ def draw(flat: xr.Dataset, rows: list[dict[str, Any]], path: Path) -> None:
         panels[0].set_ylim(0, min(np.nanmax(flat.test_loss.isel(epoch=0)), panels[0].get_ylim()[1]) * 1.1)
         if varying:
             panels[1].legend(loc="lower right")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--plot {path}: cannot be written ({error}).") from None
-        finally:
-            plt.close(figure)
+        figures.save(figure, path)

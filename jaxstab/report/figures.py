@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from jaxstab.engine import summary
+from jaxstab.errors import UsageError, require_choice
 
 STYLE = Path(__file__).with_name("jaxstab.mplstyle")
 MEASURED = "#0b5fa5"
@@ -27,6 +28,32 @@ def style() -> Iterator[None]:
 
     with plt.style.context(STYLE):
         yield
+
+
+def require_picture(path: Path) -> None:
+    """UsageError for a file that no picture can be written to; its folder is made."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    require_choice(
+        path.suffix[1:].lower(), FigureCanvasBase.get_supported_filetypes(), "format of --plot's file:"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--plot {path}: cannot be written ({error}).") from None
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the picture that --plot asked for, and let go of the figure; its folder is made."""
+    import matplotlib.pyplot as plt
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--plot {path}: cannot be written ({error}).") from None
+    finally:
+        plt.close(figure)
 
 
 def quantiles(values: xr.DataArray, level: float = 0.95, dim: str = "seed") -> tuple[Any, Any, Any]:

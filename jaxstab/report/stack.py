@@ -12,7 +12,6 @@ import xarray as xr
 
 from jaxstab.engine.label import count_name
 from jaxstab.engine.space import Space
-from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.report import figures
 from jaxstab.report.explanation import explain
@@ -116,13 +115,7 @@ def draw(
             )
         if len(configurations) > 1 and measured is not None:
             panels[0].legend()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--plot {path}: cannot be written ({error}).") from None
-        finally:
-            plt.close(figure)
+        figures.save(figure, path)
 
 
 def _flatten(data: xr.Dataset | None, space: Space) -> xr.Dataset | None:

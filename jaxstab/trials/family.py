@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.trials.outputs import Doc, Output, spell
+from jaxstab.trials.outputs import Doc, Labels, Output, spell
 
 Outputs: TypeAlias = Mapping[str, jax.Array]
 Trial: TypeAlias = Callable[..., Outputs]
@@ -51,7 +51,8 @@ class Family:
 
     `dims` names the axes of each output that is no scalar; `outputs` says more of them, each name with its
     `Output`. `shared(spec)` is data that every lane reads. `predict(spec, hparams)` is theory's twin of the outputs, of
-    one configuration, or `Vectorized` of many at once. A trial finds its own fate: it returns `status`, an index into
+    one configuration, or `Vectorized` of many at once. `labels` are coordinates, by name, that tell the places along an
+    output's dimension apart, the same for every Spec. A trial finds its own fate: it returns `status`, an index into
     `flags`. Where it returns none, a lane is `nonfinite` if any number of any of its outputs is not finite, but for
     those that may be undefined.
     """
@@ -65,6 +66,7 @@ class Family:
     predict: Callable[[Any, Any], Mapping[str, Any]] | None = None
     flags: tuple[str, ...] = ("ok", "nonfinite")
     outputs: Mapping[str, Output] = dataclasses.field(default_factory=dict)
+    labels: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         table = {name: Output(tuple(dims)) for name, dims in self.dims.items()} | dict(self.outputs)

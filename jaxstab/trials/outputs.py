@@ -48,6 +48,19 @@ class Output:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What the places along a dimension of outputs are called: a coordinate beside their numbers."""
+
+    dim: str
+    values: tuple[str, ...]
+    long_name: str = ""
+
+    def attrs(self, name: str) -> dict[str, str]:
+        """The coordinate's attributes in a Dataset."""
+        return {"long_name": self.long_name or spell(name), "units": "1"}
+
+
 def measured(outputs: Mapping[str, Output]) -> dict[str, Output]:
     """The rows that a trial returns."""
     return {name: row for name, row in outputs.items() if row.is_measured}

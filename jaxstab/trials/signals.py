@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxstab.reductions import absmax
 from jaxstab.theory.floats import power_of_two
 
 LOG10_2 = 0.3010299956639812
@@ -59,7 +60,7 @@ def describe(x: Float[Array, "batch units"]) -> dict[str, Float[Array, ""]]:
         "mean": jnp.ldexp(mean, exponent),
         "std": jnp.ldexp(std, exponent),
         "rms": jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent),
-        "absmax": jnp.max(jnp.abs(x)).astype(jnp.float32),
+        "absmax": absmax(x).astype(jnp.float32),
         "entry": x[0, 0].astype(jnp.float32),
         "zero_fraction": jnp.mean((x == 0).astype(jnp.float32)),
     }

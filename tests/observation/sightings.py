@@ -10,6 +10,13 @@ from models import CASES
 from jaxstab.observation import observe
 
 
+def assert_close(wanted, found):
+    """Within eight roundings of the largest entry."""
+    assert jax.tree.structure(wanted) == jax.tree.structure(found)
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(float(np.abs(a).max()), 1e-3))
+
+
 def assert_same_bits(wanted, found):
     """The same structure, dtypes and bits."""
     assert jax.tree.structure(wanted) == jax.tree.structure(found)

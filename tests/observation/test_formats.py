@@ -138,7 +138,7 @@ def test_names(dtype, name):
 
 
 def test_the_numbers_of_formats():
-    assert format_of("float16") == format_of((5, 10)) == Format(5, 10, 65504.0, np.inf)
+    assert format_of("float16") == format_of((5, 10)) == Format(5, 10, 65504.0, np.inf, 2.0**-14, 2.0**-10)
     assert format_of((8, 7)) == format_of("bfloat16")
     assert format_of("float8_e5m2") == format_of((5, 2))
     assert format_of("float8_e4m3fn").largest == 448

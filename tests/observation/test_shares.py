@@ -58,7 +58,7 @@ def assert_errors_are_right():
 @pytest.mark.parametrize("check", [assert_shares_are_counted, assert_errors_are_right])
 def test_what_is_told_is_what_numpy_counts(check, monkeypatch):
     check()
-    lost = F16._replace(mantissa_bits=9)
+    lost = F16._replace(mantissa_bits=9, epsilon=2.0**-9)
     monkeypatch.setattr(twins, "round_to", lambda x, f: round_to(x, lost if f == F16 else f))
     monkeypatch.setattr("jaxstab.observation.whatif.round_to", lambda x, f: round_to(4 * x, f) / 8)
     with pytest.raises(AssertionError):
@@ -106,7 +106,7 @@ def assert_accumulation_is_simulated(terms, format):  # noqa: A002
 def test_accumulating_in_the_format_adds_what_a_simulation_adds(terms):
     assert_accumulation_is_simulated(terms, F16)
     with pytest.raises(AssertionError):
-        assert_accumulation_is_simulated(terms, F16._replace(mantissa_bits=9))
+        assert_accumulation_is_simulated(terms, F16._replace(mantissa_bits=9, epsilon=2.0**-9))
 
 
 def test_one_term_accumulates_nothing():
