@@ -1,13 +1,15 @@
-"""`observe` on models of others: `python -m experiments.benchmarks.diagnose --checkouts DIR [--only NAME ...]`.
+"""`observe` and `diagnose` on models of others: `python -m experiments.benchmarks.diagnose --checkouts DIR`.
 
 DIR holds a checkout of each repository in a folder of its name, with the commit in a file COMMIT or in git. Each
-model takes one training step, the loss and its gradients, with `jaxstab.observe` around it and without.
+model takes one training step, the loss and its gradients, with `jaxstab.observe` around it and without; then
+`jaxstab.diagnose` says what it finds in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import statistics
 import time
 import traceback
@@ -25,15 +27,25 @@ from flax import nnx
 
 import jaxstab
 from experiments.benchmarks.foreign import FACTORIES, LICENCES, Subject, make
+from jaxstab.diagnosis.findings import GRAVITIES
 
-HEADER = (
-    "| model | repository | commit | licence | dtype | parameters | same bits | forward | backward | no gradient "
-    "| doubled | compile x | step x | step |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
-)
+SEEDS = 2
+COLUMNS = (
+    "model", "repository", "commit", "licence", "dtype", "parameters", "same bits", "forward", "backward",
+    "no gradient", "doubled", "compile x", "step x", "step", *GRAVITIES, "diagnose",
+)  # fmt: skip
+HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
+INTRO = """`jaxstab.observe` and `jaxstab.diagnose` on models of public repositories as they stand, one training step
+each: observation leaves every bit of the loss and of the gradients as it was; below the table is what `diagnose`
+finds, with {seeds} seeds where there is something to draw, in float32, bfloat16 and float16. Its seconds are those
+of the whole call with all compilation. `python -m experiments.benchmarks.diagnose --checkouts DIR --out FILE`, jax
+{jax}, CPU, {cores} cores.
+
+"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Observed:
     """What observation of one subject showed; `strange` are calls with no path, or twice in one direction."""
 
     dtypes: str
@@ -135,7 +147,7 @@ def race(runs: list[Callable[[], Any]], rounds: int) -> list[float]:
     return [statistics.median(times) for times in seconds]
 
 
-def check(subject: Subject, rounds: int) -> Finding:
+def check(subject: Subject, rounds: int) -> Observed:
     """Hold the observed training step, and the forward pass alone, against the plain ones."""
     forward, step, args = program(subject)
     plain, before = compiled(step, args)
@@ -150,11 +162,37 @@ def check(subject: Subject, rounds: int) -> Finding:
     floats = [label(s) for s in sites["forward"] if "float" in s.dtype]
     strange = [name for way in names.values() for name in {*way} if way.count(name) > 1 or not name[0]]
     leaves = [leaf for leaf in jax.tree.leaves(args[0]) if eqx.is_array(leaf)]
-    return Finding(
+    return Observed(
         ", ".join(sorted({s.dtype for s in seen.sites})), sum(leaf.size for leaf in leaves), is_same,
         names["forward"], names["backward"], sorted({*floats} - {*names["backward"]}), sorted(strange),
         after / before, seconds[1] / seconds[0], seconds[0],
     )  # fmt: skip
+
+
+def diagnosed(subject: Subject) -> tuple[jaxstab.Diagnosis, float]:
+    """What `jaxstab.diagnose` says of a subject, and the seconds that it took."""
+    model, inputs, rngs = subject.model, subject.inputs, dict(subject.rngs) or None
+    if isinstance(model, nnx.Module) and rngs:
+        model, *first = as_function(model)
+        inputs = (*first, *inputs)
+    elif not isinstance(model, (nn.Module, nnx.Module, eqx.Module)):
+        inputs = (subject.variables, *inputs)
+    jax.clear_caches()
+    began = time.perf_counter()
+    kwargs = dict(subject.apply_kwargs)
+    found = jaxstab.diagnose(model, *inputs, loss=subject.loss, rngs=rngs, seeds=SEEDS, apply_kwargs=kwargs)
+    return found, time.perf_counter() - began
+
+
+def as_function(model: nnx.Module) -> tuple[Callable[..., Any], Any, Any]:
+    """An NNX module whose call takes rngs, which no other argument may hold: a function, and its first inputs."""
+    graph, parameters, others = nnx.split(model, nnx.Param, ...)
+
+    def call(parameters: Any, others: Any, *inputs: Any, rngs: Any) -> Any:
+        merged: Any = nnx.merge(graph, parameters, others, copy=True)
+        return merged(*inputs, rngs=nnx.Rngs(**rngs))
+
+    return call, parameters, others
 
 
 def label(site: Any) -> str:
@@ -162,18 +200,36 @@ def label(site: Any) -> str:
     return site.path + "".join(f" {part}" for part in (site.output, site.branch) if part)
 
 
-def row(subject: Subject, found: Finding) -> str:
+def row(subject: Subject, found: Observed, said: jaxstab.Diagnosis, seconds: float) -> str:
     """A line of the Markdown table."""
     name = f"{subject.name} ({subject.note})" if subject.note else subject.name
-    return (
-        f"| {name} | {subject.repository} | {subject.commit[:10]} | {LICENCES[subject.repository]} "
-        f"| {found.dtypes} | {found.parameters:,} | {'yes' if found.is_same else 'NO'} | {len(found.forward)} "
-        f"| {len(found.backward)} | {len(found.without_gradient)} | {len(found.strange)} "
-        f"| {found.compile_ratio:.2f} | {found.step_ratio:.2f} | {1000 * found.seconds:.1f} ms |"
-    )
+    counts = [sum(f.gravity == gravity for f in said.findings) for gravity in GRAVITIES]
+    cells = (
+        name, subject.repository, subject.commit[:10], LICENCES[subject.repository], found.dtypes,
+        f"{found.parameters:,}", "yes" if found.is_same else "NO", len(found.forward), len(found.backward),
+        len(found.without_gradient), len(found.strange), f"{found.compile_ratio:.2f}",
+        f"{found.step_ratio:.2f}", f"{1000 * found.seconds:.1f} ms", *counts, f"{seconds:.0f} s",
+    )  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def explain(found: Finding, paths: int) -> None:
+def details(subject: Subject, said: jaxstab.Diagnosis) -> str:
+    """Every finding of a model, one a line of a Markdown list."""
+    lines = [f"**{subject.name}** ({subject.repository})\n"]
+    for f in said.findings:
+        where = f" ({Path(f.source).name})" if f.source else ""
+        kind = f"{f.kind} in {f.dtype}" if f.dtype else f.kind
+        lines.append(f"- {f.gravity}: {kind}, `{f.path or 'the program'}`{where}: {f.evidence}")
+    return "\n".join([*lines, *([] if said.findings else ["- nothing found"])])
+
+
+def text(rows: list[str], findings: list[str]) -> str:
+    """The Markdown file."""
+    intro = INTRO.format(seeds=SEEDS, jax=jax.__version__, cores=os.cpu_count())
+    return intro + HEADER + "\n".join(rows) + "\n\n" + "\n\n".join(findings) + "\n"
+
+
+def explain(found: Observed, paths: int) -> None:
     """Some of the paths, and all that is odd."""
     if not paths:
         return
@@ -186,23 +242,23 @@ def explain(found: Finding, paths: int) -> None:
 def main(
     checkouts: Path, only: tuple[str, ...] = (), rounds: int = 15, paths: int = 0, out: Path | None = None
 ) -> int:
-    """Print the table; 1 if a bit differed or a model could not be observed.
+    """Print the table and the findings; 1 if a bit differed or a model could not be observed or diagnosed.
 
     Args:
         checkouts: the folder with the repositories.
         only: names of models, or parts of them; all without.
         rounds: timed steps of each, in turn.
         paths: how many of the paths, and all odd ones, to print above each line.
-        out: where to write the table as well.
+        out: where to write the table and the findings as well, anew after each model.
     """
-    print(HEADER, end="")
-    rows, is_good = [], True
+    rows, findings, is_good = [], [], True
     for name, (repository, _) in FACTORIES.items():
         if only and not any(part in f"{repository} {name}" for part in only):
             continue
         try:
             subject = make(name, checkouts)
             found = check(subject, rounds)
+            said, seconds = diagnosed(subject)
         except FileNotFoundError as error:
             rows.append(f"| {name} | {repository} | not there: {error} |")
         except Exception as error:
@@ -210,12 +266,14 @@ def main(
             rows.append(f"| {name} | {repository} | {type(error).__name__}: {str(error).splitlines()[0]} |")
             is_good = False
         else:
-            rows.append(row(subject, found))
+            rows.append(row(subject, found, said, seconds))
+            findings.append(details(subject, said))
             is_good &= found.is_same
             explain(found, paths)
+            print(said, flush=True)
         print(rows[-1], flush=True)
-    if out is not None:
-        out.write_text(HEADER + "\n".join(rows) + "\n")
+        if out is not None:
+            out.write_text(text(rows, findings))
     return 0 if is_good else 1
 
 

@@ -1,0 +1,153 @@
+"""`diagnose` on planted faults and on networks that are well: `python -m experiments.benchmarks.detection`.
+
+A fault is named if the gravest finding that is about it stands at its layer or line; blamed elsewhere if a finding of
+such a kind, as grave or graver, stands at another before it. A network that is well is diagnosed with all seeds
+together and with each alone, and every finding of a warning or worse is false.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+import jaxstab
+from experiments.benchmarks.faults import Fault, faults
+from experiments.benchmarks.networks import cross_entropy, healthy
+from jaxstab.diagnosis.diagnosis import Diagnosis, findings_of
+from jaxstab.diagnosis.evidence import Evidence, gather
+from jaxstab.diagnosis.findings import GRAVITIES, Finding
+from jaxstab.diagnosis.subject import subject_of
+
+
+def diagnose(fault: Fault, seeds: int) -> Diagnosis:
+    """What is said of a fault."""
+    settings: dict[str, Any] = {"loss": cross_entropy, "seeds": seeds, **fault.settings}
+    return jaxstab.diagnose(fault.model, *fault.inputs, **settings)
+
+
+def is_right(fault: Fault, finding: Finding) -> bool:
+    """Whether the finding is at the fault's layer or line."""
+    return finding.source == fault.where or bool(re.search(fault.where, finding.path))
+
+
+def verdict(fault: Fault, findings: tuple[Finding, ...]) -> str:
+    """ "named", "elsewhere", "missed", or what is wrong with its gravity or dtype."""
+    kinds = fault.findings.split("|")
+    about = [f for f in findings if f.kind in kinds and (not fault.dtype or f.dtype in ("", fault.dtype))]
+    if not about:
+        return "missed"
+    if fault.dtype and not any(f.dtype == fault.dtype for f in about):
+        return "missed"
+    if not is_right(fault, about[0]):
+        return "elsewhere"
+    return "named" if GRAVITIES.index(about[0].gravity) <= GRAVITIES.index(fault.gravity) else "too mild"
+
+
+def short(finding: Finding) -> str:
+    """A finding in a cell of a table."""
+    line = Path(finding.source).name.rsplit(":", 1)[-1]
+    return f"{finding.kind}{f' [{finding.dtype}]' if finding.dtype else ''} at {finding.path}:{line}"
+
+
+def found_faults(seeds: int, only: str, counts: Counter) -> Iterator[str]:
+    """Lines of the table of faults."""
+    yield "| fault | network | verdict | said first | besides | s |"
+    yield "|---|---|---|---|---|---|"
+    for fault in faults():
+        if only not in f"{fault.network}: {fault.name}":
+            continue
+        began = time.perf_counter()
+        findings = diagnose(fault, seeds).findings
+        verdict_ = verdict(fault, findings)
+        counts[verdict_] += 1
+        said = [short(f) for f in findings]
+        yield (
+            f"| {fault.name} | {fault.network} | {verdict_ if verdict_ == 'named' else verdict_.upper()} |"
+            f" {said[0] if said else ''} | {'; '.join(said[1:])} | {time.perf_counter() - began:.0f} |"
+        )
+        jax.clear_caches()
+
+
+def alone(diagnosed: Any, seed: int) -> Any:
+    """The evidence of one seed."""
+    one = slice(seed, seed + 1)
+    runs = {
+        name: dataclasses.replace(
+            run, seen=dataclasses.replace(run.seen, values=tuple(v[one] for v in run.seen.values)),
+            exact=[x[one] for x in run.exact], outputs=[x[one] for x in run.outputs],
+        )
+        for name, run in diagnosed.rehearsals.items()
+    }  # fmt: skip
+    calls = dataclasses.replace(diagnosed.calls, values=tuple(v[one] for v in diagnosed.calls.values))
+    return dataclasses.replace(
+        diagnosed, calls=calls, rehearsals=runs, gradients=[g[one] for g in diagnosed.gradients]
+    )
+
+
+def evidence_of(model: Any, x: Any, seeds: int) -> Evidence:
+    """A network that is well, run forward and backward in both halves."""
+    subject = subject_of(model, (x,), None, None, None)
+    return gather(subject, cross_entropy, seeds, ("bfloat16", "float16"))
+
+
+def false_findings(seeds: int, only: str, counts: Counter) -> Iterator[str]:
+    """Lines of the table of what is said of networks that are well."""
+    yield "| network that is well | all seeds together | grave | warnings | of runs of one seed | s |"
+    yield "|---|---|---|---|---|---|"
+    for name, (model, x) in healthy().items():
+        if only not in name:
+            continue
+        began = time.perf_counter()
+        evidence = evidence_of(model, x, seeds)
+        together = [short(f) for f in findings_of(evidence) if f.gravity != "note"]
+        each = [findings_of(alone(evidence, seed)) for seed in range(seeds)]
+        grave, warned = (sum(any(f.gravity == g for f in one) for one in each) for g in GRAVITIES[:2])
+        counts.update({"false grave": grave, "false warning": warned, "runs": seeds})
+        kinds = Counter(short(f) for one in each for f in one if f.gravity != "note")
+        listed = "; ".join(f"{n} x {said}" for said, n in kinds.most_common(3))
+        yield (
+            f"| {name} | {'; '.join(together) or 'nothing'} | {grave} of {seeds} | {warned} of {seeds} | {listed} |"
+            f" {time.perf_counter() - began:.0f} |"
+        )
+        jax.clear_caches()
+
+
+def main(seeds: int = 20, draws: int = 2, only: str = "", out: Path | None = None) -> int:
+    """Print both tables; 1 if more than one fault was missed, any was blamed elsewhere, or two were falsely grave.
+
+    Args:
+        seeds: of each network that is well.
+        draws: seeds of each fault.
+        only: part of a name, to run those alone.
+        out: where to write the tables as well.
+    """
+    counts: Counter = Counter()
+    lines = [f"{jax.devices()[0].platform}, jax {jax.__version__}."]
+    for title, rows in (
+        ("Planted faults", found_faults(draws, only, counts)),
+        ("Networks that are well", false_findings(seeds, only, counts)),
+    ):
+        lines += ["", f"**{title}**", ""]
+        print(f"\n{title}")
+        for line in rows:
+            lines.append(line)
+            print(line, flush=True)
+    lines += ["", ", ".join(f"{name}: {count}" for name, count in counts.items())]
+    print(lines[-1])
+    if out is not None:
+        out.write_text("\n".join(lines) + "\n")
+    return int(
+        counts["missed"] > 1 or counts["elsewhere"] + counts["too mild"] > 0 or counts["false grave"] > 1
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(tyro.cli(main))
