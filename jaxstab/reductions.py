@@ -1,6 +1,8 @@
-"""Reductions that keep NaN."""
+"""Reductions and programs that keep NaN."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,29 @@ import jax.numpy as jnp
 def absmax(x: jax.Array, axis: int | None = None) -> jax.Array:
     """Largest magnitude over all entries, or over an axis; NaN if an entry is NaN, 0 of none. Not differentiable.
 
-    XLA's CPU backend drops NaN from a float32 maximum of more than a few thousand entries (openxla/xla#21461). The
-    bits of magnitudes are ordered as the magnitudes are, with NaN above infinity, and integers are not dropped.
+    XLA's CPU backend drops NaN from float32 maxima (see `keeping_nan`). The bits of magnitudes are ordered as the
+    magnitudes are, with NaN above infinity, and integers are not dropped.
     """
-    x = jnp.abs(x)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
-    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, initial=0), x.dtype)
+    x = jnp.abs(x) if jnp.iscomplexobj(x) else x
+    size = 8 * x.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{size}"))
+    magnitudes = bits & jnp.array(2 ** (size - 1) - 1, bits.dtype)  # XLA leaves abs out where x is a square
+    return jax.lax.bitcast_convert_type(jnp.max(magnitudes, axis=axis, initial=0), x.dtype)
+
+
+@functools.cache
+def keeping_nan() -> dict[str, str]:
+    """Compiler options under which a program passes NaN on, as IEEE 754 has it and as accelerators do.
+
+    On CPUs XLA gives maxima to a library that returns the other operand for NaN: `max(NaN, 0)` is 0, so that a ReLU
+    makes a network finite again that is not (jaxlib 0.10; openxla/xla#21461). It is told not to; where the option is
+    unknown, nothing is.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(1.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options

@@ -120,21 +120,26 @@ def false_findings(seeds: int, only: str, counts: Counter) -> Iterator[str]:
         jax.clear_caches()
 
 
-def main(seeds: int = 20, draws: int = 2, only: str = "", out: Path | None = None) -> int:
+def main(
+    seeds: int = 20, draws: int = 2, only: str = "", parts: tuple[str, ...] = ("faults", "healthy"),
+    out: Path | None = None,
+) -> int:  # fmt: skip
     """Print both tables; 1 if more than one fault was missed, any was blamed elsewhere, or two were falsely grave.
 
     Args:
         seeds: of each network that is well.
         draws: seeds of each fault.
         only: part of a name, to run those alone.
+        parts: "faults", "healthy" or both.
         out: where to write the tables as well.
     """
     counts: Counter = Counter()
     lines = [f"{jax.devices()[0].platform}, jax {jax.__version__}."]
-    for title, rows in (
-        ("Planted faults", found_faults(draws, only, counts)),
-        ("Networks that are well", false_findings(seeds, only, counts)),
-    ):
+    tables = {
+        "faults": ("Planted faults", found_faults(draws, only, counts)),
+        "healthy": ("Networks that are well", false_findings(seeds, only, counts)),
+    }
+    for title, rows in (tables[part] for part in parts):
         lines += ["", f"**{title}**", ""]
         print(f"\n{title}")
         for line in rows:

@@ -58,16 +58,17 @@ def log_of_zero(x: Array) -> Array:
     return jnp.log(nn.relu(x))  # here
 
 
-def root(x: Array) -> Array:
-    return jnp.sqrt(nn.relu(x))  # here
+def distances(x: Array) -> Array:
+    squares = ((x[:, None] - x[None]) ** 2).sum(-1)
+    return x + jnp.sqrt(squares).mean(1)[..., None]  # here
 
 
 def power(x: Array) -> Array:
-    return nn.relu(x) ** 0.3  # here
+    return jnp.abs(x - x[:, :1]) ** 0.3  # here
 
 
 def norm_of_nothing(x: Array) -> Array:
-    nothing = nn.relu(x - 1000)
+    nothing = x - jax.lax.stop_gradient(x)
     length = jnp.linalg.norm(nothing, axis=-1, keepdims=True)  # here
     return x + length
 
@@ -109,25 +110,25 @@ def no_key_visible_finite(scores: Array) -> Array:
 
 
 def square(x: Array) -> Array:
-    large = 300 * x
+    large = 3000 * x
     squared = large**2  # here
     return jnp.sqrt(squared + 1)
 
 
 def total(x: Array) -> Array:
-    added = jnp.sum(100 * jnp.abs(x) + 3000, axis=-1, keepdims=True)  # here
+    added = jnp.sum(100 * jnp.abs(x) + 5000, axis=-1, keepdims=True)  # here
     return x / added
 
 
 def exponential(x: Array) -> Array:
-    grown = jnp.exp(8 * jnp.abs(x))  # here
-    return x / (1 + grown)
+    grown = jnp.exp(16 * jnp.abs(x))  # here
+    return x * grown / (1 + grown)
 
 
 def variance(x: Array) -> Array:
     moved = x / (4 * jnp.max(jnp.abs(x))) + 100
-    spread = jnp.mean(moved**2, -1, keepdims=True) - jnp.mean(moved, -1, keepdims=True) ** 2
-    return x * jax.lax.rsqrt(spread + 0.01)  # here
+    spread = jnp.mean(moved**2, -1, keepdims=True) - jnp.mean(moved, -1, keepdims=True) ** 2  # here
+    return x * jax.lax.rsqrt(jnp.abs(spread) + 0.01)
 
 
 def tiny_epsilon(x: Array) -> Array:
@@ -231,8 +232,8 @@ def in_code() -> list[Fault]:
     """Faults in a line of code."""
     return [
         planted(log_of_zero, "MLP", "features", NAN), planted(log_of_zero, "CNN", "2", NAN),
-        planted(log_of_zero, "scanned transformer", "hidden", NAN), planted(log_of_zero, "function", "body", NAN),
-        planted(root, "MLP", "features", NAN), planted(root, "GRU", "states", NAN),
+        planted(log_of_zero, "scanned transformer", "hidden", NAN), planted(log_of_zero, "function", "logits", NAN),
+        planted(distances, "MLP", "features", NAN), planted(distances, "GRU", "states", NAN),
         planted(power, "CNN", "pooled", NAN), planted(norm_of_nothing, "NNX residual", "2", NAN),
         planted(norm_of_nothing, "transformer", "stream", NAN), planted(hidden_root, "MLP", "2", NAN),
         planted(hidden_root, "function", "body", NAN), planted(share, "MLP", "5", NAN),
@@ -243,11 +244,11 @@ def in_code() -> list[Fault]:
         planted(no_key_visible_finite, "transformer", "masked", "row masked", "warning"),
         planted(log_of_softmax, "CNN", "none", NAN, loss=log_of_softmax),
         planted(square, "MLP", "4", OVER, dtype="float16"), planted(square, "GRU", "states", OVER, dtype="float16"),
-        planted(square, "function", "body", OVER, dtype="float16"),
+        planted(square, "function", "logits", OVER, dtype="float16"),
         planted(total, "CNN", "3", OVER, dtype="float16"), planted(total, "NNX residual", "1", OVER, dtype="float16"),
         planted(exponential, "transformer", "attended", OVER, dtype="float16"),
         planted(squares, "MLP", "none", OVER, dtype="float16", loss=squares),
-        planted(variance, "MLP", "3", NAN, dtype="float16"),
+        planted(variance, "MLP", "3", "digits lost", "warning", dtype="float16"),
         planted(tiny_epsilon, "MLP", "3", f"{NAN}|epsilon lost", "warning", dtype="float16"),
         planted(thousandfold, "NNX residual", "4", OVER, dtype="float16"),
         planted(cancelled, "MLP", "features", "digits lost", "warning", dtype="float16"),

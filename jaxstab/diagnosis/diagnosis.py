@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from jaxstab.diagnosis import layers, nonfinite, precision, scales
+from jaxstab.diagnosis import draws, layers, nonfinite, precision, scales
 from jaxstab.diagnosis.evidence import Evidence, gather
 from jaxstab.diagnosis.findings import Finding, in_order, number
 from jaxstab.diagnosis.subject import subject_of
@@ -192,9 +192,10 @@ def findings_of(evidence: Evidence, ignore: Collection[str] = ()) -> tuple[Findi
     """All findings of what was seen, the gravest first."""
     with np.errstate(invalid="ignore", over="ignore"):
         found = [
-            *nonfinite.not_finite(evidence), *layers.cut_off(evidence, ignore), *scales.scales(evidence),
+            *nonfinite.not_finite(evidence), *nonfinite.swallowed(evidence),
+            *layers.cut_off(evidence, ignore), *scales.scales(evidence),
             *layers.trends(evidence), *layers.alike(evidence), *precision.lost_in_format(evidence),
-            *nonfinite.hidden(evidence),
+            *nonfinite.hidden(evidence), *draws.random(evidence),
         ]  # fmt: skip
     return in_order(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from jaxstab.observation.sites import Site
 from jaxstab.observation.statistics import SIMULATED
 from jaxstab.observation.transform import observe, trace
 from jaxstab.observation.whatif import rehearse
+from jaxstab.reductions import keeping_nan
 
 ROUNDED = "rounded"
 """What the one program for every format calls its dtype."""
@@ -50,13 +52,17 @@ FIELD = {name: k for k, name in enumerate(SIMULATED)}
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """All that findings are made of. `parameters` are names of the leaves of the gradient, in their order."""
+    """All that findings are made of. `parameters` are names of the leaves of the gradient, in their order.
+
+    `names` are those of `arguments`, of which the parameters come first.
+    """
 
     subject: Subject
     calls: Seen
     rehearsals: dict[str, Rehearsals]
     flow: Flow
     parameters: tuple[str, ...]
+    names: tuple[str, ...]
     arguments: list[np.ndarray]
     """Of the first seed, in the order of the program's."""
     gradients: list[np.ndarray]
@@ -104,9 +110,10 @@ def gather(
         return jax.value_and_grad(loss_of)(params)
 
     require_scalar(loss, shape, subject.name)
-    seen = jax.jit(observe(step, statistics=STATISTICS))
+    compiled = functools.partial(jax.jit, compiler_options=keeping_nan())
+    seen = compiled(observe(step, statistics=STATISTICS))
     closed, _, _ = checked(subject, lambda: trace(step, (params, rest, keys[0], arrays, readout), {}))
-    rehearsed = jax.jit(lambda known, *x: rehearse(closed, x, known, ROUNDED))
+    rehearsed = compiled(lambda known, *x: rehearse(closed, x, known, ROUNDED))
     calls: list[Seen] = []
     runs: list[list[Any]] = [[] for _ in dtypes]
     gradients, first = [], []
@@ -119,21 +126,36 @@ def gather(
         gradients.append([np.asarray(g) for g in jax.tree.leaves(gradient)])
         for run, dtype in zip(runs, dtypes, strict=True):
             run.append(jax.device_get(rehearsed(format_of(dtype), *flat)))
-    names = tuple(
-        jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params)
+    names = _names(params)
+    inputs = tuple(
+        f"input {name}" for name, x in zip(_names(subject.inputs), leaves, strict=True) if is_array(x)
     )
+    every = (*names, *_names(rest, is_array), "the seed's key", *inputs, *(["the read-out"] * len(readout)))
     stacked = [np.stack(leaf) for leaf in zip(*gradients, strict=True)]
     silent = {n for n, g in zip(names, stacked, strict=True) if not np.any(g)}
-    revived = (
-        _revived(jax.jit(step), names, params, (rest, keys[0], arrays, readout)) & silent if silent else set()
-    )
+    others = (rest, keys[0], arrays, readout)
+    revived = _revived(compiled(step), names, params, others, silent) if silent else set()
     named = [
         Rehearsals(d, _named(_stack([r[2] for r in run]), d), _arrays(run, 0), _arrays(run, 1))
         for d, run in zip(dtypes, runs, strict=True)
     ]
     return Evidence(
-        subject, _stack(calls), {r.dtype: r for r in named}, Flow(closed), names, first, stacked, revived
+        subject,
+        _stack(calls),
+        {r.dtype: r for r in named},
+        Flow(closed),
+        names,
+        every,
+        first,
+        stacked,
+        revived,
     )
+
+
+def _names(tree: Any, keep: Callable[[Any], bool] = lambda _: True) -> tuple[str, ...]:
+    """Paths of the leaves."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return tuple(jax.tree_util.keystr(p, simple=True, separator="/") for p, x in leaves if keep(x))
 
 
 def _numbers(x: Any) -> np.ndarray:
@@ -189,11 +211,19 @@ def require_scalar(loss: Any, shape: Any, name: str) -> None:
         )
 
 
-def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple) -> set[str]:
-    """Names of the parameters that have a gradient when those that are zero throughout are drawn at random."""
+def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple, silent: set[str]) -> set[str]:
+    """Silent parameters that get a gradient once those have moved that begin at zero and get one now."""
     rng = np.random.default_rng(1)
-    moved = jax.tree.map(
-        lambda p: p if np.any(np.asarray(p)) else jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype), params
-    )
-    gradient = jax.tree.leaves(step(moved, *others)[1])
-    return {name for name, g in zip(names, gradient, strict=True) if np.any(np.asarray(g))}
+    leaves, structure = jax.tree.flatten(params)
+    begins = {n for n, p in zip(names, leaves, strict=True) if not np.any(np.asarray(p))}
+    still = silent
+    while True:
+        leaves = [
+            jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype) if n in begins - still else p
+            for n, p in zip(names, leaves, strict=True)
+        ]
+        gradient = jax.tree.leaves(step(jax.tree.unflatten(structure, leaves), *others)[1])
+        found = {n for n, g in zip(names, gradient, strict=True) if n in still and not np.any(np.asarray(g))}
+        if found == still:
+            return silent - still
+        begins, still = begins & still, found

@@ -139,6 +139,9 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
     dead = [n for n, i in enumerate(leaves) if sites[i].path not in alive]
     if not dead:
         return "", "", ""
+    empty = [sites[leaves[n]] for n in dead if _has_only_zeros(evidence, sites[leaves[n]].path)]
+    if empty:
+        return empty[0].path, empty[0].source, f"; all weights of {empty[0].path} are 0"
     last = sites[leaves[dead[-1]]]
     told = f"; the last call without one is {last.path}"
     if dead[-1] + 1 < len(leaves):
@@ -146,6 +149,17 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
         if sites[behind].kind in NORMALIZATIONS and not np.any(_field(evidence, behind, "absmax")):
             return sites[behind].path, sites[behind].source, f"; {sites[behind].path} returns zeros alone"
     return last.path, last.source, told
+
+
+def _has_only_zeros(evidence: Evidence, path: str) -> bool:
+    """Whether the weights of a call, its parameters of two dimensions or more, are all zero."""
+    owned = zip(evidence.parameters, evidence.arguments, strict=False)
+    weights = [
+        w
+        for n, w in owned
+        if w.ndim >= 2 and path.endswith("/" + n.removesuffix("/value").rpartition("/")[0])
+    ]
+    return bool(weights) and not any(map(np.any, weights))
 
 
 def alike(evidence: Evidence) -> Iterator[Finding]:
@@ -169,7 +183,9 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
                 "give it more samples, or use LayerNorm or GroupNorm", "", FORWARD,
             )  # fmt: skip
             break
-    for i, site in enumerate(sites):
+    for i, site in reversed(
+        [*enumerate(sites)]
+    ):  # the first layer that is: those after it get too little of it
         if site.direction != BACKWARD or len(site.shape) < 2 or np.prod(site.shape[:-1]) < 16:
             continue
         share = _median(_field(evidence, i, "dead_units"))

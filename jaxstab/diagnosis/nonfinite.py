@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxstab.diagnosis.evidence import Evidence, Rehearsals
-from jaxstab.diagnosis.findings import Finding, number
+from jaxstab.diagnosis.findings import WRONG, Finding, number
 from jaxstab.diagnosis.producers import Root, Search
 from jaxstab.observation.formats import format_of
 from jaxstab.observation.marks import BACKWARD, FORWARD
@@ -55,6 +56,27 @@ def hidden(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("hidden", "note", said.path, said.source, said.evidence, remedy, "", said.direction)
 
 
+def swallowed(evidence: Evidence) -> Iterator[Finding]:
+    """Overflows of a format that its outputs do not show: grave where what is made of them is wrong, else a note."""
+    for run in evidence.rehearsals.values():
+        if not all(np.all(np.isfinite(x)) for x in run.outputs):
+            continue
+        worst: dict[tuple, tuple[float, str, Root]] = {}
+        for seed in range(evidence.seeds):
+            search = Search(evidence, run, "absmax_rounded", seed, format_of(run.dtype).largest)
+            for error, kind, root in search.swallowed():
+                if error >= worst.get(_key(root), (-1.0,))[0]:
+                    worst[_key(root)] = error, kind, root
+        for error, kind, root in worst.values():
+            said = _said(evidence, root, run.dtype, "")
+            if error > WRONG:
+                told = f"{said.evidence}; {kind} makes finite values of it that are off by {error:.0%}"
+                yield dataclasses.replace(said, evidence=told)
+            else:
+                remedy = f"harmless here: what {kind} makes of it is right"
+                yield dataclasses.replace(said, kind="hidden", gravity="note", remedy=remedy)
+
+
 def _key(root: Root) -> tuple:
     site = root.site
     return (
@@ -65,7 +87,7 @@ def _key(root: Root) -> tuple:
 def _said(evidence: Evidence, root: Root, dtype: str, often: str) -> Finding:
     what = "NaN" if root.is_nan else "inf"
     if root.site is None:
-        name = _argument(evidence, root.argument or 0)
+        name = evidence.names[root.argument or 0]
         told = f"{name} holds {what}" + (f" or numbers beyond {dtype}" if dtype else "")
         return Finding("not finite", "grave", name, "", told, "mend or scale what comes in", dtype, FORWARD)
     site = root.site
@@ -96,6 +118,10 @@ def _remedy(evidence: Evidence, root: Root, dtype: str) -> str:
         return "a row is masked throughout (inf - inf): let one entry see itself, or use a finite mask and drop the row"
     if _hides_infinity(evidence, root):
         return "where() hides the value and not its derivative: put a safe value INTO the operation where it is masked"
+    kinds = {
+        s.kind for s in evidence.any_run.seen.sites if s.source == site.source and s.direction == FORWARD
+    }
+    kind = "sqrt" if site.kind == "div" and "sqrt" in kinds else site.kind  # 1 / sqrt is its derivative
     said = {
         "log": "add an epsilon inside the logarithm, or use log_softmax / log1p / logsumexp",
         "exp": "subtract the largest entry before exp (jax.nn.softmax, logsumexp do)",
@@ -103,7 +129,7 @@ def _remedy(evidence: Evidence, root: Root, dtype: str) -> str:
         "div": "add an epsilon to the denominator, one that the format holds",
         "pow": "keep the base away from 0", "integer_pow": "add an epsilon: a power of 0 or of a large number",
     }  # fmt: skip
-    return said.get(site.kind, f"bound the inputs of {site.kind}, or normalize before it")
+    return said.get(kind, f"bound the inputs of {site.kind}, or normalize before it")
 
 
 def _hides_infinity(evidence: Evidence, root: Root) -> bool:
@@ -112,8 +138,5 @@ def _hides_infinity(evidence: Evidence, root: Root) -> bool:
     if site is None or np.any(~np.isfinite(run.exact[0])):
         return False
     alike = [i for i, s in enumerate(run.seen.sites) if s.source == site.source and s.direction == FORWARD]
+    alike = [i for i in alike if run.seen.sites[i] is not site]
     return any(not np.all(np.isfinite(run.values(i, "absmax"))) for i in alike)
-
-
-def _argument(evidence: Evidence, k: int) -> str:
-    return evidence.parameters[k] if k < len(evidence.parameters) else f"input {k - len(evidence.parameters)}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxstab.diagnosis.evidence import Evidence, Rehearsals
 from jaxstab.observation.flow import ALL, Iteration, Origin
+from jaxstab.observation.marks import FORWARD
 from jaxstab.observation.sites import Site
 
 Value = tuple[int, Iteration]
@@ -46,6 +47,12 @@ class Search:
         self.peaks = [self.run.values(i, self.field)[self.seed] for i in range(len(self.run.seen.sites))]
         self.exact = [self.run.values(i, "absmax")[self.seed] for i in range(len(self.run.seen.sites))]
         self.memory: dict[Value, list[Root]] = {}
+        sites = enumerate(self.run.seen.sites)
+        self.branch_of = {i: self.evidence.flow.branch(s.position) for i, s in sites if s.branch}
+        self.branches: dict[tuple[int, ...], list[int]] = {}
+        for i, branch in self.branch_of.items():
+            if branch is not None:
+                self.branches.setdefault(branch, []).append(i)
 
     def roots(self) -> list[Root]:
         """Roots of what is not finite among the program's outputs, the first in order of execution first."""
@@ -53,8 +60,8 @@ class Search:
         found: dict[tuple, Root] = {}
         for origins, output in zip(self.evidence.flow.outputs(), outputs, strict=True):
             if not np.all(np.isfinite(output[self.seed])):
-                for root in self._behind(origins):
-                    found[self._order(root)] = root
+                bad = [value for origin in origins for value in self._bad(origin)]
+                found |= {self._order(root): root for value in bad for root in self._of(value)}
         return [found[key] for key in sorted(found)]
 
     def made_here(self, i: int) -> list[Root]:
@@ -63,19 +70,34 @@ class Search:
         found = [root for value in self._bad_of(i, whole) for root in self._of(value)]
         return [root for root in found if root.site is self.run.seen.sites[i]]
 
+    def swallowed(self) -> Iterator[tuple[float, str, Root]]:
+        """(error, kind) of each operation that makes finite values of what only the format made infinite; its root."""
+        sites = self.run.seen.sites
+        pairs = zip(self.exact, self.peaks, strict=True)
+        if not any(np.any(np.isfinite(exact) & ~np.isfinite(peak)) for exact, peak in pairs):
+            return
+        for i, site in enumerate(sites):
+            if site.direction != FORWARD:
+                continue
+            for iteration in np.ndindex(site.loops):
+                if not np.isfinite(self.peaks[i][iteration]):
+                    continue
+                for root in {
+                    id(r): r for v in self._bad_behind((i, iteration)) for r in self._of(v)
+                }.values():
+                    if root.site is not None and np.isfinite(root.largest) and root.site.direction == FORWARD:
+                        yield float(self.run.values(i, "error")[self.seed][iteration]), site.kind, root
+
     def _order(self, root: Root) -> tuple:
         if root.site is None:
             return (-1, root.argument or 0)
         return self.evidence.flow.order(root.site.position, root.iteration)
 
-    def _behind(self, origins: list[Origin]) -> list[Root]:
-        return [root for origin in origins for value in self._bad(origin) for root in self._of(value)]
-
     def _bad(self, origin: Origin) -> Iterator[Value]:
         """Values of an origin that are not finite; of several iterations the first that is executed."""
         if origin.kind == "argument":
             x = self.evidence.arguments[origin.position[0]]
-            if np.issubdtype(x.dtype, np.inexact) and not np.all(np.abs(x) <= self.limit):
+            if np.issubdtype(x.dtype, np.inexact) and not np.all(np.isfinite(x) & (np.abs(x) <= self.limit)):
                 yield -1 - origin.position[0], ()
         elif origin.kind == "operation" and (i := self.run.index.get(origin.position)) is not None:
             yield from self._bad_of(i, origin)
@@ -88,25 +110,54 @@ class Search:
             yield i, min(bad, key=lambda it: self.evidence.flow.order(site.position, it))
 
     def _untaken(self, i: int, iteration: Iteration) -> bool:
-        """Whether it stands in a branch that was not taken, where everything is NaN."""
-        fields = self.run.seen.values[i][(self.seed, *iteration)]
-        return bool(self.run.seen.sites[i].branch) and bool(np.all(np.isnan(fields[:2])))
+        """Whether it stands in a branch that was not taken, where everything is NaN: unless it is in the others too."""
+        branch = self.branch_of.get(i)
+        if branch is None or not self._is_nan_throughout(branch, iteration):
+            return False
+        others = [b for b in self.branches if b[:-1] == branch[:-1] and b != branch]
+        return not others or not all(self._is_nan_throughout(b, iteration) for b in others)
+
+    def _is_nan_throughout(self, branch: tuple[int, ...], iteration: Iteration) -> bool:
+        """All that a branch computes in an iteration, but for the scans inside it."""
+        peaks = [
+            self.exact[k][iteration] for k in self.branches[branch] if self.exact[k].ndim == len(iteration)
+        ]
+        return bool(np.all(np.isnan(peaks)))
 
     def _of(self, value: Value) -> list[Root]:
-        if value not in self.memory:
-            self.memory[value] = []  # a loop of a while leads back here
-            self.memory[value] = self._find(*value)
+        """Roots of a value, each once. Chains are as long as the program, so that nothing here calls itself."""
+        opened: dict[Value, list[Value]] = {}
+        stack = [value]
+        while stack:
+            here = stack[-1]
+            if here in self.memory:
+                stack.pop()
+            elif here not in opened:
+                opened[here] = self._bad_behind(here)
+                # what is open already is behind itself, in a loop of a while
+                stack += [v for v in opened[here] if v not in self.memory and v not in opened]
+            else:
+                behind = {id(root): root for v in opened[here] for root in self.memory.get(v, [])}
+                self.memory[here] = self._find(*here, [*behind.values()])
+                stack.pop()
         return self.memory[value]
 
-    def _find(self, i: int, iteration: Iteration) -> list[Root]:
+    def _sources(self, i: int, iteration: Iteration) -> list[Origin]:
+        inputs = self.evidence.sources(self.run.seen.sites[i], iteration)
+        return [origin for origins in inputs for origin in origins]
+
+    def _bad_behind(self, value: Value) -> list[Value]:
+        """Inputs of what made a value that are not finite."""
+        sources = self._sources(*value) if value[0] >= 0 else []
+        return [*dict.fromkeys(bad for origin in sources for bad in self._bad(origin))]
+
+    def _find(self, i: int, iteration: Iteration, behind: list[Root]) -> list[Root]:
         if i < 0:
             return [Root(None, (), _has_nan(self.evidence.arguments[-1 - i]), np.inf, (), argument=-1 - i)]
-        site, peak = self.run.seen.sites[i], self.peaks[i][iteration]
-        sources = [o for origins in self.evidence.sources(site, iteration) for o in origins]
-        behind = self._behind(sources)
-        infinite = [c for c in map(_constant, sources) if c is not None and not abs(c) <= self.limit]
         if behind:
             return behind
+        site, peak, sources = self.run.seen.sites[i], self.peaks[i][iteration], self._sources(i, iteration)
+        infinite = [c for c in map(_constant, sources) if c is not None and not abs(c) <= self.limit]
         if infinite and not np.isnan(peak):
             return []  # an infinity that somebody wrote, and that is one still
         ranges = tuple(self._peak(o) for o in sources)

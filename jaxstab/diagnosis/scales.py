@@ -113,13 +113,24 @@ def _certain(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding
     made = [run.index[o.position] for o in origins if o.kind == "operation" and o.position in run.index]
     if len(made) != 1 or run.seen.sites[made[0]].kind != "exp" or site.terms < 8:
         return None
+    if any(s.kind == "log" and reads(evidence, s, site) for s in run.seen.sites[i + 1 :]):
+        return None  # of a logarithm: its gradient, the softmax less what is wanted, does not vanish
     peak = np.max(run.values(made[0], "absmax"))
     level = float(np.median(run.values(i, "magnitude")))
-    if not (0.99 < peak <= 1.0 and level < CERTAIN):
+    if not (0.99 < peak < 1.01 and level < CERTAIN):
         return None
     told = f"of {site.terms} entries {number(level)} share the softmax on average: its gradient vanishes"
     remedy = "scale the scores down (1/sqrt(width of a head), once) or normalize queries and keys"
     return Finding("softmax saturated", "warning", site.path, site.source, told, remedy, "", FORWARD)
+
+
+def reads(evidence: Evidence, reader: Site, maker: Site) -> bool:
+    """Whether an operation has the output of another as input."""
+    return any(
+        o.position[:-1] == maker.position
+        for origins in evidence.sources(reader, (0,) * len(reader.loops))
+        for o in origins
+    )
 
 
 def _masked(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,9 @@ from jaxstab.errors import UsageError
 from jaxstab.names import name_of_callable
 from jaxstab.observation.mistakes import in_one_line
 from jaxstab.observation.transform import require_function
+
+TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}
+"""Arguments of calls by which libraries tell training from evaluation."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Subject:
     """Whether parameters are drawn here, another time for each seed."""
     is_random: bool
     """Whether another seed changes anything."""
+    is_training: bool = False
+    """Whether the user asked for the behaviour of training in so many words."""
 
 
 def subject_of(
@@ -45,7 +50,14 @@ def subject_of(
 ) -> Subject:
     """The model with its inputs; UsageError for what is none, and for what it needs and is not given."""
     require_function_or_module(model, caller)
-    kwargs, keys = dict(apply_kwargs or {}), _keys(rngs)
+    kwargs = dict(apply_kwargs or {})
+    found = _subject(model, inputs, variables, _keys(rngs), kwargs, caller)
+    return replace(found, is_training=any(kwargs.get(word) is value for word, value in TRAINING.items()))
+
+
+def _subject(
+    model: Any, inputs: tuple, variables: Any, keys: dict[str, jax.Array], kwargs: dict[str, Any], caller: str
+) -> Subject:
     if isinstance(model, linen.Module):
         return _linen(model, inputs, variables, keys, kwargs)
     if variables is not None:
@@ -85,7 +97,7 @@ def _keys(rngs: Any) -> dict[str, jax.Array]:
 
 def _folded(one: jax.Array, key: jax.Array) -> jax.Array:
     """The user's key, another for each seed's."""
-    return jax.random.fold_in(one, jax.random.bits(key))
+    return jax.random.fold_in(one, jax.random.key_data(key).ravel()[-1])
 
 
 def _linen(

@@ -72,6 +72,15 @@ class Flow:
         """The equation at a position."""
         return self._frame(position[:-1]).jaxpr.eqns[position[-1]]
 
+    def branch(self, position: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Position of the innermost branch of a cond around an equation, with the branch's number last."""
+        frame: Frame | None = self._frame(position[:-1])
+        while frame is not None and frame.eqn is not None:
+            if frame.eqn.primitive is primitives.cond_p:
+                return frame.position
+            frame = frame.parent
+        return None
+
     def order(self, position: tuple[int, ...], iteration: Iteration) -> tuple[int, ...]:
         """What sorts values by the time at which they are computed. ALL stands for the last iteration."""
         key: list[int] = []

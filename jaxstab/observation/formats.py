@@ -79,6 +79,7 @@ def _name_of(dtype: object) -> str:
 @jax.jit
 def round_to(x: Float[Array, "*shape"], format: Format) -> Float[Array, "*shape"]:  # noqa: A002 - the field's word
     """float32 `x` rounded to the format, ties to even, held in float32; NaN stays NaN."""
+    x = jax.lax.optimization_barrier(x)  # XLA would make (a / b) / binade a / (b * binade), which is a / 0
     exponent = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
     binade = jnp.maximum(jax.lax.bitcast_convert_type(exponent, jnp.float32), format.smallest_normal)
     # all but the rounding is exact: by powers of two

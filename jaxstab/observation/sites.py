@@ -57,6 +57,8 @@ class Place:
     """Which outputs of the program are more than residuals for a backward pass; None: all."""
     position: tuple[int, ...] = ()
     """Indices of the equations around it, outermost first; that of a cond is followed by the branch's number."""
+    equations: tuple[Any, ...] = ()
+    """The equations around it, outermost first, and its own."""
 
     def at(self, eqn: Any, index: int) -> Place:
         """The place of the equation with that index: its own names below these."""
@@ -79,6 +81,7 @@ class Place:
             is_recomputed=is_recomputed,
             kept=None,
             position=(*self.position, index),
+            equations=(*self.equations, eqn),
         )
 
     def site(self, variable: Any, **fields: Any) -> Site:

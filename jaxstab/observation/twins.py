@@ -33,6 +33,9 @@ EXACT = frozenset({
 })  # fmt: skip
 """Operations whose outputs are among their inputs up to sign, so that nothing is rounded."""
 
+RESHAPES = frozenset({"broadcast_in_dim", "reshape", "squeeze"})
+"""What may stand between the sum and the division of a mean."""
+
 NORMALIZATIONS = frozenset({"BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"})
 """Modules that compute in float32 whatever their dtype, and round what leaves them (Flax, Equinox)."""
 
@@ -98,8 +101,9 @@ class Rehearsal(Walk):
         for k, v in enumerate(jaxpr.outvars):
             if not isinstance(v, Literal):
                 stays[v] = stays.get(v, True) and bool(place.kept and place.kept[k])
-        for eqn, at in zip(jaxpr.eqns, places, strict=True):
-            inside = self.is_inside(at) or is_division_by_a_count(eqn)
+        for eqn, at in reversed([*zip(jaxpr.eqns, places, strict=True)]):
+            passes = eqn.primitive.name in RESHAPES and stays.get(eqn.outvars[0], False)
+            inside = self.is_inside(at) or is_division_by_a_count(eqn) or passes
             for v in eqn.invars:
                 if not isinstance(v, Literal):
                     stays[v] = stays.get(v, True) and inside
@@ -117,9 +121,10 @@ class Rehearsal(Walk):
             return [Twin(x) for x in exact], []
         is_inside = self.is_inside(here)
         of_mean = is_division_by_a_count(eqn) and (inputs[0].is_wide or here.is_transposed)
-        is_wide = is_inside or of_mean
+        is_reshaped = eqn.primitive.name in RESHAPES and inputs[0].is_wide
+        is_wide = is_inside or of_mean or is_reshaped
         raw = loops.bind(eqn, [self._wide(x) if is_wide else self.narrow(x) for x in inputs])
-        may_stay = is_inside or eqn.primitive.name == "reduce_sum"
+        may_stay = is_inside or is_reshaped or eqn.primitive.name == "reduce_sum"
         moves = eqn.primitive.name in EXACT
         outputs, records = [], []
         for k, v in enumerate(eqn.outvars):
@@ -213,7 +218,7 @@ def _shares(exact: jax.Array, stored: jax.Array, stores: np.ndarray, format: For
 
 def operation(eqn: Any, here: Place, variable: Any, output: str) -> Site:
     """The site of an equation's output, with the number of terms that are summed up in each entry."""
-    fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source_of(eqn)}
+    fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source_of(here)}
     sizes = [math.prod(v.aval.shape) for v in eqn.invars if hasattr(v.aval, "shape")]
     terms = 1
     if eqn.primitive.name == "dot_general":

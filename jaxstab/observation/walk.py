@@ -121,7 +121,7 @@ class Walk:
         outputs = loops.bind(eqn, inputs)
         if self.at == "calls":
             return outputs, []
-        source = source_of(eqn)
+        source = source_of(here)
         fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source}
         return outputs, [
             (here.site(v, **fields, output=str(i) if len(outputs) > 1 else ""), self.measure(x))
@@ -149,7 +149,7 @@ class Walk:
             "path": "/".join(names),
             "kind": SCOPE,
             "direction": direction_of(here),
-            "source": source_of(eqn),
+            "source": source_of(here),
         }
         return here.site(v, **fields), self.measure(value)
 
@@ -163,9 +163,13 @@ def direction_of(here: Place) -> str:
     return BACKWARD if here.is_transposed else FORWARD
 
 
-def source_of(eqn: Any) -> str:
-    """file:line of the innermost frame outside of libraries; JAX's own summary if all are inside."""
-    for frame in getattr(eqn.source_info.traceback, "frames", ()):
-        if not frame.file_name.startswith(("<", *library_files())):
-            return f"{frame.file_name}:{frame.line_num}"
-    return source_info_util.summarize(eqn.source_info)
+def source_of(here: Place) -> str:
+    """file:line of the innermost frame outside of libraries; JAX's own summary if all are inside.
+
+    Equations of a library's jitted function have its frames alone, so that the call's stand for them.
+    """
+    for eqn in reversed(here.equations):
+        for frame in getattr(eqn.source_info.traceback, "frames", ()):
+            if not frame.file_name.startswith(("<", *library_files())):
+                return f"{frame.file_name}:{frame.line_num}"
+    return source_info_util.summarize(here.equations[-1].source_info)

@@ -164,3 +164,9 @@ def test_what_is_no_format_gets_one_line(dtype):
         said = str(caught.value)
         assert "\n" not in said
         assert "dtype" in said
+
+
+def test_a_quotient_is_rounded_as_it_is_where_it_is_zero():
+    """XLA would divide by the product of both divisors, which is below float32's range, and give 0 / 0."""
+    f = jax.jit(lambda a, b: round_to(a / b, format_of("bfloat16")))
+    assert f(jnp.zeros(8), jnp.full(8, 0.02)).tolist() == [0.0] * 8

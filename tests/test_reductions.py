@@ -1,0 +1,57 @@
+"""The largest magnitude keeps NaN, of whatever sign, where XLA's own maximum on CPUs does not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab.reductions import absmax, keeping_nan
+
+SHAPES = [(), (3,), (64, 64), (16, 12, 12, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_it_is_numpys(shape, dtype):
+    x = np.asarray(np.random.default_rng(0).normal(size=shape), jnp.dtype(dtype))
+    for f in (absmax, jax.jit(absmax)):
+        assert f(jnp.asarray(x)) == np.max(np.abs(x))
+    if shape:
+        np.testing.assert_array_equal(absmax(jnp.asarray(x), axis=0), np.max(np.abs(x), axis=0))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_one_entry_that_is_not_finite_shows(shape, bad):
+    x = np.zeros(shape, np.float32)
+    x.reshape(-1)[-1] = bad
+    found = jax.jit(absmax)(x)
+    assert np.isnan(found) if np.isnan(bad) else found == np.inf
+
+
+def test_nan_with_a_sign_shows_in_what_xla_knows_to_be_a_square():
+    """There XLA leaves the magnitude out, and the bits of a NaN with a sign are below those of zero."""
+    x = jnp.full((16, 144), -jnp.nan)
+    assert np.isnan(jax.jit(lambda x: absmax(x * x))(x))
+
+
+def test_nothing_and_complex_numbers():
+    assert absmax(jnp.zeros((0, 3))) == 0
+    np.testing.assert_allclose(absmax(jnp.array([3 + 4j, 1j])), 5)
+
+
+def test_a_program_passes_nan_on():
+    """Not so a plain one where XLA's CPU backend has its way with maxima, which is what the options are there for."""
+    x = jnp.full((16, 12, 12, 16), jnp.nan)
+    f = lambda x: jnp.max(x, axis=-1)  # noqa: E731
+    assert np.all(np.isnan(jax.jit(f, compiler_options=keeping_nan())(x)))
+
+
+def test_an_option_that_is_unknown_is_left_out(monkeypatch):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+    assert keeping_nan.__wrapped__() == {}
