@@ -66,11 +66,12 @@ def by(factor):
     return altered(mlp(depth=3), X, "dense_1/kernel", lambda w: factor * w)
 
 
+SQUARE = in_code(faults.square, "0", OVER, dtype="float16")
 PLANTS = [
     in_code(faults.log_of_zero, "features", NAN),
     in_code(faults.hidden_root, "1", NAN),
     in_code(faults.distances, "0", NAN),
-    in_code(faults.square, "0", OVER, dtype="float16"),
+    SQUARE,
     in_code(faults.total, "1", OVER, dtype="float16"),
     in_code(faults.cancelled, "0", "digits lost", "warning", "float16"),
     in_code(faults.stopped, "1", CUT, where="dense_1|^MLP$"),
@@ -159,7 +160,7 @@ def test_a_frozen_part_is_ignored_by_its_path_and_an_unknown_one_is_an_error():
 
 
 def test_it_is_required_printed_and_drawn(tmp_path):
-    found = said_of(PLANTS[4])
+    found = said_of(SQUARE)
     finding = found.findings[0]
     found.require()
     with pytest.raises(UnstableError, match="overflow"):
