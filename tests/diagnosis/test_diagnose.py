@@ -69,22 +69,15 @@ def by(factor):
 SQUARE = in_code(faults.square, "0", OVER, dtype="float16")
 PLANTS = [
     in_code(faults.log_of_zero, "features", NAN),
-    in_code(faults.hidden_root, "1", NAN),
     in_code(faults.distances, "0", NAN),
     SQUARE,
     in_code(faults.total, "1", OVER, dtype="float16"),
     in_code(faults.cancelled, "0", "digits lost", "warning", "float16"),
-    in_code(faults.stopped, "1", CUT, where="dense_1|^MLP$"),
-    in_code(faults.mostly_below, "0", "dead units", "warning", where="dense_0"),
-    in_code(faults.tiny_loss, "none", "gradient underflow", "warning", "float16", ".", loss=faults.tiny_loss),
-    in_code(faults.squares, "none", OVER, dtype="float16", loss=lambda y: faults.squares(300 * y + 5000)),
     attention(faults.no_key_visible, "masked", NAN),
-    attention(faults.saturated, "scores", "softmax saturated", "warning", where="attention"),
     Fault("large", "MLP", mlp(depth=3), (X,), "wrong gain", "dense_1", "warning", "", by(40.0)),
     Fault("zeros", "MLP", mlp(depth=3), (X,), CUT, "dense_1", "grave", "", by(0.0)),
     Fault("NaN", "MLP", mlp(depth=3), (X,), NAN, "dense_1/kernel", "grave", "", by(jnp.nan)),
     Fault("inf", "MLP", mlp(), (X.at[0, 0].set(jnp.inf),), NAN, "input 0"),
-    Fault("constant", "MLP", mlp(kernel_init=nn.initializers.constant(0.1)), (X,), "units alike", "dense_0", "warning"),
     Fault("deep and large", "function", function(), (parameters_of_function(8, 4.0), X @ jnp.ones((16, 64)) / 16),
           "gradient explodes|wrong gain", "layer", "warning"),
     Fault("dropout", "MLP", mlp(drop=0.5, train=True), (X,), "random", "Dropout", "note", "",
@@ -134,7 +127,6 @@ class Tokens(nn.Module):
 
 HEALTHY = {
     "linen": (mlp(), X),
-    "scan": (models.LinenScan(), models.inputs()),
     "tokens": (Tokens(), jnp.arange(40).reshape(4, 10)),
     "nnx": (models.Nnx("plain", nnx.Rngs(0)), models.inputs()),
     "equinox": (Net(eqx.nn.Linear(16, 16, key=jax.random.key(0))), X),
