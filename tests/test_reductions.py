@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab.reductions import absmax, keeping_nan
+from jaxstab import reductions
+from jaxstab.reductions import absmax, compiler_options
 
 SHAPES = [(), (3,), (64, 64), (16, 12, 12, 16)]
 
@@ -42,11 +43,12 @@ def test_nothing_and_complex_numbers():
     np.testing.assert_allclose(absmax(jnp.array([3 + 4j, 1j])), 5)
 
 
-def test_a_program_passes_nan_on():
+@pytest.mark.parametrize("is_small", [False, True])
+def test_a_program_passes_nan_on(is_small):
     """Not so a plain one where XLA's CPU backend has its way with maxima, which is what the options are there for."""
     x = jnp.full((16, 12, 12, 16), jnp.nan)
     f = lambda x: jnp.max(x, axis=-1)  # noqa: E731
-    assert np.all(np.isnan(jax.jit(f, compiler_options=keeping_nan())(x)))
+    assert np.all(np.isnan(jax.jit(f, compiler_options=compiler_options(is_small=is_small))(x)))
 
 
 def test_an_option_that_is_unknown_is_left_out(monkeypatch):
@@ -54,4 +56,6 @@ def test_an_option_that_is_unknown_is_left_out(monkeypatch):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
 
     monkeypatch.setattr(jax, "jit", refuse)
-    assert keeping_nan.__wrapped__() == {}
+    reductions._is_known.cache_clear()
+    assert compiler_options.__wrapped__(is_small=True) == {}
+    reductions._is_known.cache_clear()

@@ -73,7 +73,6 @@ def found_faults(seeds: int, only: str, counts: Counter) -> Iterator[str]:
             f"| {fault.name} | {fault.network} | {verdict_ if verdict_ == 'named' else verdict_.upper()} |"
             f" {said[0] if said else ''} | {'; '.join(said[1:])} | {time.perf_counter() - began:.0f} |"
         )
-        jax.clear_caches()
 
 
 def alone(diagnosed: Any, seed: int) -> Any:
@@ -117,7 +116,6 @@ def false_findings(seeds: int, only: str, counts: Counter) -> Iterator[str]:
             f"| {name} | {'; '.join(together) or 'nothing'} | {grave} of {seeds} | {warned} of {seeds} | {listed} |"
             f" {time.perf_counter() - began:.0f} |"
         )
-        jax.clear_caches()
 
 
 def main(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,9 +18,9 @@ from jaxstab.observation.formats import format_of
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import Site
 from jaxstab.observation.statistics import SIMULATED
-from jaxstab.observation.transform import observe, trace
+from jaxstab.observation.stepwise import Stepwise
+from jaxstab.observation.transform import see, trace
 from jaxstab.observation.whatif import rehearse
-from jaxstab.reductions import keeping_nan
 
 ROUNDED = "rounded"
 """What the one program for every format calls its dtype."""
@@ -87,7 +86,7 @@ class Evidence:
 def gather(
     subject: Subject, loss: Callable[[Any], Any] | None, seeds: int, dtypes: Sequence[str]
 ) -> Evidence:
-    """Run everything: one program for the calls and one for the formats, whatever the number of seeds."""
+    """Run everything: every seed forward and backward, once as it is and once beside every format."""
     params, rest = subject.draw(0)
     keys = [jax.random.fold_in(jax.random.key(1), seed) for seed in range(seeds)]
     leaves, structure = jax.tree.flatten(subject.inputs)
@@ -110,22 +109,25 @@ def gather(
         return jax.value_and_grad(loss_of)(params)
 
     require_scalar(loss, shape, subject.name)
-    compiled = functools.partial(jax.jit, compiler_options=keeping_nan())
-    seen = compiled(observe(step, statistics=STATISTICS))
-    closed, _, _ = checked(subject, lambda: trace(step, (params, rest, keys[0], arrays, readout), {}))
-    rehearsed = compiled(lambda known, *x: rehearse(closed, x, known, ROUNDED))
+    closed, _, rebuild = checked(subject, lambda: trace(step, (params, rest, keys[0], arrays, readout), {}))
     calls: list[Seen] = []
     runs: list[list[Any]] = [[] for _ in dtypes]
     gradients, first = [], []
+    seeing, rehearsing = Stepwise(), Stepwise()
+
+    def run(params: Any, rest: Any, key: jax.Array) -> tuple[list[Any], Any, Seen]:
+        flat = [x for x in jax.tree.leaves((params, rest, key, arrays, readout)) if is_array(x)]
+        outputs, one = see(closed, flat, STATISTICS, runner=seeing)
+        return flat, rebuild(outputs)[1], one
+
     for seed in range(seeds):
         params, rest = subject.draw(seed) if subject.is_drawn else (params, rest)
-        flat = [x for x in jax.tree.leaves((params, rest, keys[seed], arrays, readout)) if is_array(x)]
+        flat, gradient, one = run(params, rest, keys[seed])
         first = first or [_numbers(x) for x in flat]
-        (_, gradient), one = seen(params, rest, keys[seed], arrays, readout)
         calls.append(jax.device_get(one))
         gradients.append([np.asarray(g) for g in jax.tree.leaves(gradient)])
-        for run, dtype in zip(runs, dtypes, strict=True):
-            run.append(jax.device_get(rehearsed(format_of(dtype), *flat)))
+        for known, dtype in zip(runs, dtypes, strict=True):
+            known.append(rehearse(closed, flat, format_of(dtype), ROUNDED, rehearsing))
     names = _names(params)
     inputs = tuple(
         f"input {name}" for name, x in zip(_names(subject.inputs), leaves, strict=True) if is_array(x)
@@ -133,8 +135,7 @@ def gather(
     every = (*names, *_names(rest, is_array), "the seed's key", *inputs, *(["the read-out"] * len(readout)))
     stacked = [np.stack(leaf) for leaf in zip(*gradients, strict=True)]
     silent = {n for n, g in zip(names, stacked, strict=True) if not np.any(g)}
-    others = (rest, keys[0], arrays, readout)
-    revived = _revived(compiled(step), names, params, others, silent) if silent else set()
+    revived = _revived(lambda p: run(p, rest, keys[0])[1], names, params, silent) if silent else set()
     named = [
         Rehearsals(d, _named(_stack([r[2] for r in run]), d), _arrays(run, 0), _arrays(run, 1))
         for d, run in zip(dtypes, runs, strict=True)
@@ -211,7 +212,9 @@ def require_scalar(loss: Any, shape: Any, name: str) -> None:
         )
 
 
-def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple, silent: set[str]) -> set[str]:
+def _revived(
+    gradient_at: Callable[[Any], Any], names: tuple[str, ...], params: Any, silent: set[str]
+) -> set[str]:
     """Silent parameters that get a gradient once those have moved that begin at zero and get one now."""
     rng = np.random.default_rng(1)
     leaves, structure = jax.tree.flatten(params)
@@ -222,7 +225,7 @@ def _revived(step: Any, names: tuple[str, ...], params: Any, others: tuple, sile
             jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype) if n in begins - still else p
             for n, p in zip(names, leaves, strict=True)
         ]
-        gradient = jax.tree.leaves(step(jax.tree.unflatten(structure, leaves), *others)[1])
+        gradient = jax.tree.leaves(gradient_at(jax.tree.unflatten(structure, leaves)))
         found = {n for n, g in zip(names, gradient, strict=True) if n in still and not np.any(np.asarray(g))}
         if found == still:
             return silent - still

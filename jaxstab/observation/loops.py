@@ -32,10 +32,27 @@ class Walker(Protocol):
     def merge(self, old: Any, new: Any) -> Any: ...
 
 
-def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The equation's outputs, the equation left whole."""
-    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+class Operation:
+    """An equation without its operands: equal to another that does the same. TypeError if it cannot be hashed."""
+
+    def __init__(self, eqn: Any):
+        self.primitive, self.params = eqn.primitive, eqn.params
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Operation) and (self.primitive, self.params) == (
+            other.primitive,
+            other.params,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.primitive, frozenset(self.params.items())))
+
+
+def bind(operation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation or `Operation`, left whole."""
+    primitive = operation.primitive
+    outputs = primitive.bind(*inputs, **primitive.get_bind_params(operation.params))
+    return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def can_enter(eqn: Any) -> bool:
@@ -54,18 +71,30 @@ class _Inside:
         self.sites: list[Site] = []
 
     def __call__(self, *args: Any) -> tuple[list[Any], list[Any]]:
-        outputs, records = self.walk.run(self.jaxpr, self.consts, args, self.place)
+        outputs, records = self.here(args)
         self.sites = [site for site, _ in records]
         return outputs, [value for _, value in records]
 
-    def records(self, values: Sequence[Any], **changes: Any) -> Records:
-        sites = [dataclasses.replace(site, **changes) for site in self.sites]
-        return list(zip(sites, values, strict=True))
+    def here(self, inputs: Sequence[Any]) -> Result:
+        """The program's equations as if they stood in place of the equation."""
+        return self.walk.run(self.jaxpr, self.consts, inputs, self.place)
+
+    def records(self, values: Sequence[Any]) -> Records:
+        return list(zip(self.sites, values, strict=True))
+
+
+def _inside_jit(walk: Walker, eqn: Any, here: Place) -> _Inside:
+    closed = eqn.params["jaxpr"]
+    return _Inside(walk, closed.jaxpr, closed.consts, here)
+
+
+def _inside_remat(walk: Walker, eqn: Any, here: Place) -> _Inside:
+    again = here.is_in_backward_remat or eqn.params["differentiated"]
+    return _Inside(walk, eqn.params["jaxpr"], (), dataclasses.replace(here, is_in_backward_remat=again))
 
 
 def _enter_jit(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
-    closed = eqn.params["jaxpr"]
-    inside = _Inside(walk, closed.jaxpr, closed.consts, here)
+    inside = _inside_jit(walk, eqn, here)
 
     def call(*args: Any) -> tuple[list[Any], list[Any]]:
         return inside(*args)
@@ -77,8 +106,7 @@ def _enter_jit(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result
 
 def _enter_remat(walk: Walker, eqn: Any, inputs: list[Any], here: Place) -> Result:
     """Bound as the equation that it is: what keeps the compiler from undoing the recomputation is in its parameters."""
-    again = here.is_in_backward_remat or eqn.params["differentiated"]
-    inside = _Inside(walk, eqn.params["jaxpr"], (), dataclasses.replace(here, is_in_backward_remat=again))
+    inside = _inside_remat(walk, eqn, here)
     closed, shape = jax.make_jaxpr(inside, return_shape=True)(*inputs)
     jaxpr = closed.jaxpr.replace(constvars=(), invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
     arrays = jax.tree.leaves((closed.consts, inputs))
@@ -166,3 +194,9 @@ ENTERED: dict[Any, Callable[[Any, Any, list[Any], Place], Result]] = {
     primitives.while_p: _enter_while,
     primitives.cond_p: _enter_cond,
 }
+
+INLINED: dict[Any, Callable[[Any, Any, Place], _Inside]] = {
+    primitives.jit_p: _inside_jit,
+    primitives.remat_p: _inside_remat,
+}
+"""Equations that only hold others together."""

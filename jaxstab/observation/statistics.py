@@ -118,7 +118,7 @@ def require_statistics(names: object) -> tuple[str, ...]:
     return known
 
 
-def measure(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+def measure(names: tuple[str, ...], x: jax.Array) -> jax.Array:
     """Statistics of all entries of `x`, shape (len(names),): float64 if `x` is, else float32.
 
     Halves are widened first. Nothing is differentiated through them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jaxstab.observation.mistakes import in_one_line
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import number_calls
 from jaxstab.observation.statistics import DEFAULT, require_statistics
+from jaxstab.observation.stepwise import TRACED, Runner
 from jaxstab.observation.walk import Walk, has_calls
 
 LEVELS = ("calls", "operations")
@@ -53,13 +54,25 @@ def observe(
     @named_like(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Seen]:
         closed, arrays, rebuild = trace(f, args, kwargs)
-        scopes = level == "calls" and not has_calls(closed.jaxpr)
-        walk = Walk(names, level, scopes, is_nested=is_tracing())
-        outputs, records = walk.start(closed, arrays)
-        sites = number_calls([site for site, _ in records])
-        return rebuild(outputs), Seen(tuple(value for _, value in records), sites, names)
+        outputs, seen = see(closed, arrays, names, level)
+        return rebuild(outputs), seen
 
     return observed
+
+
+def see(
+    closed: ClosedJaxpr,
+    arrays: Sequence[Any],
+    statistics: tuple[str, ...],
+    at: str = "calls",
+    runner: Runner = TRACED,
+) -> tuple[list[Any], Seen]:
+    """Outputs of a traced program, and what is seen in it."""
+    scopes = at == "calls" and not has_calls(closed.jaxpr)
+    walk = Walk(statistics, at, scopes, is_nested=is_tracing(), runner=runner)
+    outputs, records = walk.start(closed, arrays)
+    sites = number_calls([site for site, _ in records])
+    return outputs, Seen(tuple(value for _, value in records), sites, statistics)
 
 
 def require_function(f: object, what: str) -> None:

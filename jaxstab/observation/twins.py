@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from jax.extend.core import Jaxpr, Literal
 
 from jaxstab.observation import loops
 from jaxstab.observation.formats import Format, round_to
+from jaxstab.observation.loops import Operation, Records
 from jaxstab.observation.marks import mark_p
 from jaxstab.observation.scopes import is_seen
 from jaxstab.observation.sites import Place, Site
-from jaxstab.observation.walk import Records, Walk, direction_of, programs_in, source_of
+from jaxstab.observation.walk import Walk, direction_of, programs_in, source_of
 from jaxstab.reductions import absmax
 
 EXACT = frozenset({
@@ -42,6 +43,9 @@ NORMALIZATIONS = frozenset({"BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm
 SAMPLE = 256
 """Entries of an array that shares and mean errors are taken from."""
 
+BLOCK = 256
+"""Samples are summarized in multiples of as many."""
+
 COPIED = 2**14
 """Arrays up to this size are looked at as one copy of both, in half as many kernels to compile."""
 
@@ -59,13 +63,18 @@ class Twin:
     """Whether `rounded` is still float32: inside of what computes in float32."""
 
 
-@dataclasses.dataclass(frozen=True)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["format"],
+    meta_fields=["statistics", "at", "scopes", "is_nested", "runner", "name", "wide"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rehearsal(Walk):
     """The walk of both. `wide` are the names of the calls that compute in float32."""
 
     name: str
     format: Format
-    wide: Collection[tuple[str, ...]]
+    wide: frozenset[tuple[str, ...]]
 
     def constant(self, value: Any) -> Twin:
         return Twin(value)
@@ -81,16 +90,7 @@ class Rehearsal(Walk):
         return jnp.maximum(old[0], new[0]), new[1]
 
     def narrow(self, value: Twin) -> Any:
-        """The value in the format. A constant near float32's ends stands for the end of whatever format."""
-        if value.rounded is not None and not value.is_wide:
-            return value.rounded
-        x = value.exact if value.rounded is None else value.rounded
-        if not is_float32(x):
-            return x
-        if value.rounded is None:
-            ends = jnp.isfinite(x) & (jnp.abs(x) > np.finfo(np.float32).max / 4)
-            x = jnp.where(ends, jnp.copysign(jnp.float32(self.format.largest), x), x)
-        return round_to(jnp.asarray(x), self.format)
+        return self.runner.run(_narrow, None, value, self.format)
 
     def is_inside(self, place: Place) -> bool:
         return any(place.names[: len(names)] == names for names in self.wide)
@@ -114,36 +114,73 @@ class Rehearsal(Walk):
             return inputs, []
         enter = ENTERED.get(eqn.primitive) or ENTERED.get(eqn.primitive.name)
         if enter is not None and loops.can_enter(eqn):
-            outputs, records = enter(self, eqn, inputs, here)
+            outputs, records = self.runner.enter(enter, self, eqn, inputs, here)
             return [self._leave(x, stays) for x, stays in zip(outputs, here.kept or (), strict=True)], records
-        exact = loops.bind(eqn, [x.exact for x in inputs])
         if eqn.effects or all(x.rounded is None for x in inputs):
-            return [Twin(x) for x in exact], []
+            return [Twin(x) for x in self.bind(eqn, [x.exact for x in inputs])], []
         is_inside = self.is_inside(here)
         of_mean = is_division_by_a_count(eqn) and (inputs[0].is_wide or here.is_transposed)
         is_reshaped = eqn.primitive.name in RESHAPES and inputs[0].is_wide
         is_wide = is_inside or of_mean or is_reshaped
-        raw = loops.bind(eqn, [self._wide(x) if is_wide else self.narrow(x) for x in inputs])
         may_stay = is_inside or is_reshaped or eqn.primitive.name == "reduce_sum"
         moves = eqn.primitive.name in EXACT
-        outputs, records = [], []
+        stays = [may_stay and bool(here.kept and here.kept[k]) for k in range(len(eqn.outvars))]
+        floats = [v.aval.dtype == jnp.float32 for v in eqn.outvars]
+        known = Doing(
+            Operation(eqn),
+            is_wide,
+            tuple(f and not stay and (is_wide or not moves) for f, stay in zip(floats, stays, strict=True)),
+            tuple(is_seen(v) and (not moves or eqn.primitive.name == "reduce_max") for v in eqn.outvars),
+        )
+        exact, stored, samples = self.runner.run(_both, known, inputs, self.format)
+        records = []
         for k, v in enumerate(eqn.outvars):
-            stays = may_stay and bool(here.kept and here.kept[k])
-            rounds = is_float32(exact[k]) and not stays and (is_wide or not moves)
-            stored = round_to(raw[k], self.format) if rounds else raw[k]
-            outputs.append(Twin(exact[k], stored, is_wide=stays))
-            if is_seen(v) and (not moves or eqn.primitive.name == "reduce_max"):
+            if known.is_sampled[k]:
                 site = operation(eqn, here, v, str(k) if len(exact) > 1 else "")
-                if is_float32(exact[k]) and not stays:
+                if floats[k] and not stays[k]:
                     site = dataclasses.replace(site, dtype=self.name)
-                records.append((site, sample(exact[k], stored)))
-        return outputs, records
+                records.append((site, samples[k]))
+        return [Twin(*one) for one in zip(exact, stored, stays, strict=True)], records
 
     def _leave(self, value: Twin, stays: bool) -> Twin:
         return value if stays or not value.is_wide else Twin(value.exact, self.narrow(value))
 
-    def _wide(self, value: Twin) -> Any:
-        return value.exact if value.rounded is None else value.rounded
+
+class Doing(NamedTuple):
+    """What is done at an equation: all but its operands."""
+
+    operation: Operation
+    is_wide: bool
+    """Whether it reads float32."""
+    is_rounded: tuple[bool, ...]
+    is_sampled: tuple[bool, ...]
+
+
+def _both(doing: Doing, inputs: list[Twin], format: Format) -> tuple[list, list, list]:  # noqa: A002
+    """Outputs as they are and as stored, and their samples (None where none are taken)."""
+    exact = loops.bind(doing.operation, [x.exact for x in inputs])
+    read = _own_or_exact if doing.is_wide else functools.partial(_narrow, None, format=format)
+    raw = loops.bind(doing.operation, [read(x) for x in inputs])
+    stored = [round_to(x, format) if r else x for x, r in zip(raw, doing.is_rounded, strict=True)]
+    pairs = zip(exact, stored, doing.is_sampled, strict=True)
+    return exact, stored, [sample(x, y) if is_sampled else None for x, y, is_sampled in pairs]
+
+
+def _own_or_exact(value: Twin) -> Any:
+    return value.exact if value.rounded is None else value.rounded
+
+
+def _narrow(_: None, value: Twin, format: Format) -> Any:  # noqa: A002
+    """The value in the format. A constant near float32's ends stands for the end of whatever format."""
+    if value.rounded is not None and not value.is_wide:
+        return value.rounded
+    x = _own_or_exact(value)
+    if not is_float32(x):
+        return x
+    if value.rounded is None:
+        ends = jnp.isfinite(x) & (jnp.abs(x) > np.finfo(np.float32).max / 4)
+        x = jnp.where(ends, jnp.copysign(jnp.float32(format.largest), x), x)
+    return round_to(jnp.asarray(x), format)
 
 
 def is_float32(x: Any) -> bool:
@@ -164,41 +201,42 @@ def is_division_by_a_count(eqn: Any) -> bool:
 @jax.jit
 def sample(exact: Any, stored: Any) -> tuple[jax.Array, jax.Array]:
     """Largest magnitudes, shape (2,), of a value as it is and as stored; and equally spaced entries of both,
-    shape (2, at most SAMPLE). Shares and mean errors are taken from these, all together at the end: reductions of
-    every array for each of them would cost a multiple of the program in compile time."""
+    shape (2, SAMPLE), padded with NaN. Shares and mean errors are taken from these, all together at the end:
+    reductions of every array for each of them would cost a multiple of the program in compile time."""
     both = [jnp.abs(x) if jnp.iscomplexobj(x) else x.astype(jnp.float32) for x in (exact, stored)]
     step = max(1, exact.size // SAMPLE)
     if exact.size <= COPIED:
         pair = jnp.stack(both).reshape(2, -1)
-        return absmax(pair, axis=1), pair[:, ::step][:, :SAMPLE]
-    peaks = jnp.stack([absmax(x) for x in both])
-    return peaks, jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
+        peaks, entries = absmax(pair, axis=1), pair[:, ::step][:, :SAMPLE]
+    else:
+        peaks = jnp.stack([absmax(x) for x in both])
+        entries = jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
+    return peaks, jnp.pad(entries, ((0, 0), (0, SAMPLE - entries.shape[1])), constant_values=jnp.nan)
 
 
-def summarize(records: Records, format: Format) -> list[jax.Array]:  # noqa: A002
-    """The numbers of `SIMULATED` for each record of `sample`, shape (iterations..., 8)."""
+def summarize(records: Records, format: Format) -> list[Any]:  # noqa: A002
+    """The numbers of `SIMULATED` for each record of `sample`, shape (iterations..., 8): of NumPy's if they are."""
     if not records:
         return []
-    rows = [pair.reshape(-1, *pair.shape[-2:]) for _, (_, pair) in records]
-    table = jnp.concatenate([_padded(row) for row in rows])
-    peaks = jnp.concatenate([peak.reshape(-1, 2) for _, (peak, _) in records])
-    stores = np.repeat([site.dtype != "float32" for site, _ in records], [len(row) for row in rows])
-    shares = _shares(table[:, 0], table[:, 1], stores, format)
-    numbers = jnp.concatenate([peaks, shares], axis=1)
-    ends = np.cumsum([len(row) for row in rows])[:-1]
-    parts = jnp.split(numbers, ends)
+    xp: Any = np if isinstance(records[0][1][0], np.ndarray) else jnp
+    table = xp.concatenate([pair.reshape(-1, 2, SAMPLE) for _, (_, pair) in records])
+    peaks = xp.concatenate([peak.reshape(-1, 2) for _, (peak, _) in records])
+    counts = [math.prod(peak.shape[:-1]) for _, (peak, _) in records]
+    stores = np.repeat([site.dtype != "float32" for site, _ in records], counts)
+    more = -len(stores) % BLOCK  # few sizes, so that few programs are compiled
+    padded = xp.pad(table, ((0, more), (0, 0), (0, 0))), np.pad(stores, (0, more))
+    shares = xp.asarray(_shares(*padded, format))[: len(stores)]
+    parts = xp.split(xp.concatenate([peaks, shares], axis=1), np.cumsum(counts)[:-1])
     return [part.reshape(*peak.shape[:-1], -1) for part, (_, (peak, _)) in zip(parts, records, strict=True)]
 
 
-def _padded(row: jax.Array) -> jax.Array:
-    return jnp.pad(row, ((0, 0), (0, 0), (0, SAMPLE - row.shape[-1])), constant_values=jnp.nan)
+@jax.jit
+def _shares(table: jax.Array, stores: jax.Array, format: Format) -> jax.Array:  # noqa: A002
+    """The fields after the two largest magnitudes, (rows, 6), of samples (rows, 2, SAMPLE) padded with NaN.
 
-
-def _shares(exact: jax.Array, stored: jax.Array, stores: np.ndarray, format: Format) -> jax.Array:  # noqa: A002
-    """The fields after the two largest magnitudes, (rows, 6), of samples padded with NaN.
-
-    The samples have the shape (rows, SAMPLE); `stores`, (rows,), says where the value is rounded.
+    `stores`, (rows,), says where the value is rounded.
     """
+    exact, stored = table[:, 0], table[:, 1]
     rounded = jnp.where(stores[:, None], round_to(exact, format), exact)
     known = jnp.isfinite(exact)
     unit = jnp.maximum(jnp.max(jnp.where(known, jnp.abs(exact), 0.0), 1, keepdims=True), 2.0**-126)

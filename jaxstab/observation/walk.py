@@ -7,19 +7,21 @@ where there is something to see.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxstab.observation import loops
+from jaxstab.observation.loops import Operation, Records
 from jaxstab.observation.marks import BACKWARD, FORWARD, MARK, library_files, mark_p
 from jaxstab.observation.scopes import is_seen, kept_outputs, leaving
 from jaxstab.observation.sites import SCOPE, Place, Site
 from jaxstab.observation.statistics import measure, merge
-
-Records = list[tuple[Site, Any]]
+from jaxstab.observation.stepwise import TRACED, Runner
 
 
 def programs_in(eqn: Any) -> Iterator[Jaxpr]:
@@ -55,14 +57,20 @@ def has_scopes(jaxpr: Jaxpr) -> bool:
     )
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[],
+    meta_fields=["statistics", "at", "scopes", "is_nested", "runner"],
+)
 @dataclasses.dataclass(frozen=True)
 class Walk:
     """What to look for. `is_nested` keeps the marks in the program, for the observation around this one."""
 
     statistics: tuple[str, ...]
     at: str
-    scopes: bool
-    is_nested: bool
+    scopes: bool = False
+    is_nested: bool = False
+    runner: Runner = TRACED
 
     def start(self, closed: ClosedJaxpr, arrays: Sequence[Any]) -> tuple[list[Any], Records]:
         """The outputs of a whole program, and (site, statistics) of what was seen in its order."""
@@ -77,6 +85,7 @@ class Walk:
         places = [place.at(eqn, i) for i, eqn in enumerate(jaxpr.eqns)]
         out_of = leaving(jaxpr, places, place) if self.scopes else {}
         kept = self.kept(jaxpr, places, place)
+        dies = _last_uses(jaxpr)
         records: Records = []
 
         def read(v: Any) -> Any:
@@ -90,6 +99,8 @@ class Walk:
                 values |= zip(eqn.outvars, outputs, strict=True)
                 records += inner
                 records += [self._scope(eqn, here, names, v, values[v]) for names, v in out_of.get(i, ())]
+            for v in dies[i]:
+                values.pop(v, None)
         return [read(v) for v in jaxpr.outvars], records
 
     def constant(self, value: Any) -> Any:
@@ -117,8 +128,8 @@ class Walk:
             return self._marked(eqn, inputs, here)
         enter = loops.ENTERED.get(eqn.primitive)
         if enter is not None and self._is_worth(eqn) and loops.can_enter(eqn):
-            return enter(self, eqn, inputs, here)
-        outputs = loops.bind(eqn, inputs)
+            return self.runner.enter(enter, self, eqn, inputs, here)
+        outputs = self.bind(eqn, inputs)
         if self.at == "calls":
             return outputs, []
         source = source_of(here)
@@ -129,8 +140,11 @@ class Walk:
             if is_seen(v)
         ]
 
+    def bind(self, eqn: Any, inputs: list[Any]) -> list[Any]:
+        return loops.bind(eqn, inputs) if eqn.effects else self.runner.run(loops.bind, Operation(eqn), inputs)
+
     def _is_worth(self, eqn: Any) -> bool:
-        if self.at == "operations":
+        if self.at == "operations" or (self.runner.is_stepwise and eqn.primitive in loops.INLINED):
             return True
         return any((has_scopes if self.scopes else has_marks)(inner) for inner in programs_in(eqn))
 
@@ -154,7 +168,20 @@ class Walk:
         return here.site(v, **fields), self.measure(value)
 
     def measure(self, value: Any) -> Any:
-        return measure(value, self.statistics)
+        return self.runner.run(measure, self.statistics, value)
+
+
+def _last_uses(jaxpr: Jaxpr) -> list[list[Any]]:
+    """For each equation the variables that nothing needs after it."""
+    last = {
+        v: i for i, eqn in enumerate(jaxpr.eqns) for v in (*eqn.invars, *eqn.outvars) if isinstance(v, Var)
+    }
+    kept = {v for v in jaxpr.outvars if isinstance(v, Var)}
+    dies: list[list[Any]] = [[] for _ in jaxpr.eqns]
+    for v, i in last.items():
+        if v not in kept:
+            dies[i].append(v)
+    return dies
 
 
 def direction_of(here: Place) -> str:

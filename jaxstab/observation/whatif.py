@@ -19,6 +19,7 @@ from jaxstab.observation.formats import Format, format_of, name_of_format, round
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import Place, number_calls
 from jaxstab.observation.statistics import SIMULATED
+from jaxstab.observation.stepwise import TRACED, Runner
 from jaxstab.observation.transform import named_like, require_function, trace
 from jaxstab.observation.twins import Rehearsal, Twin, is_float32, summarize, wide_calls
 
@@ -100,16 +101,23 @@ def rehearse(
     arrays: Sequence[Any],
     format: Format,  # noqa: A002 - the field's word
     name: str,
+    runner: Runner = TRACED,
 ) -> tuple[list[Any], list[Any], Seen]:
     """Outputs of a traced program as they are and in the format, and what every operation does.
 
-    `name` is the dtype of the sites that are rounded.
+    `name` is the dtype of the sites that are rounded. Of a stepwise run all is NumPy's.
     """
-    walk = Rehearsal((), "operations", False, False, name, format, frozenset(wide_calls(closed.jaxpr)))
+    wide = frozenset(wide_calls(closed.jaxpr))
+    walk = Rehearsal((), "operations", runner=runner, name=name, format=format, wide=wide)
     place = Place(kept=(False,) * len(closed.jaxpr.outvars))
     twins = [Twin(x, round_to(x, format) if is_float32(x) else None) for x in map(jnp.asarray, arrays)]
     outputs, records = walk.run(closed.jaxpr, closed.consts, twins, place)
+    exact, rounded = [x.exact for x in outputs], [walk.narrow(x) for x in outputs]
+    if runner.is_stepwise:
+        sites = [site for site, _ in records]
+        exact, rounded, values = jax.device_get((exact, rounded, [value for _, value in records]))
+        records = list(zip(sites, values, strict=True))
     seen = Seen(
         tuple(summarize(records, format)), number_calls([site for site, _ in records]), tuple(SIMULATED)
     )
-    return [x.exact for x in outputs], [walk.narrow(x) for x in outputs], seen
+    return exact, rounded, seen

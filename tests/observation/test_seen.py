@@ -27,7 +27,7 @@ def test_nothing_is_added_to_the_program_but_the_statistics(case):
     loss, params = CASES[case]()
     x, step = models.inputs(), jax.value_and_grad(loss)
     program, shape = jax.make_jaxpr(observe(step), return_shape=True)(params, x)
-    one = count(jax.make_jaxpr(lambda x: measure(x, ("rms", "absmax")))(x).jaxpr)
+    one = count(jax.make_jaxpr(lambda x: measure(("rms", "absmax"), x))(x).jaxpr)
     assert one <= 11  # two of them keep the NaN that XLA's maximum would drop
     added = count(program.jaxpr) - count(jax.make_jaxpr(step)(params, x).jaxpr)
     assert added == one * len(shape[1].sites)
@@ -114,7 +114,7 @@ def test_statistics_are_right(name, dtype):
         "nans": 0, "infs": 0, "unit_spread": spread(1), "sample_spread": spread(0), "dead_units": 1 / WIDTH,
         "absmin": np.abs(exact)[exact != 0].min(), "log2_rms": np.log2(rms(exact)),
     }[name]  # fmt: skip
-    found = measure(x, (name,))
+    found = measure((name,), x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [wanted], rtol=1e-5, atol=1e-6)
 
