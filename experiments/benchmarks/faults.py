@@ -322,7 +322,7 @@ def in_parameters() -> list[Fault]:
         Fault("dropout in evaluation", "NNX residual", Residual(drop=0.5), (vectors(),), "random", "drop", "note"),
         Fault("pixels of 1e6", "CNN", CNN(), (1e6 * images(),), f"{NAN}|{OVER}", "input 0", "grave", "float16"),
         Fault("inf in the input", "MLP", MLP(), (vectors().at[0, 0].set(jnp.inf),), NAN, "input 0"),
-        Fault("untrained input", "GRU", Recurrent(), (0 * series(),), "samples alike", "cell|RNN", "none"),
+        Fault("input of zeros", "GRU", Recurrent(), (0 * series(),), CUT, "input 0"),
     ]  # fmt: skip
 
 

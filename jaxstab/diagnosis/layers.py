@@ -89,16 +89,25 @@ def cut_off(evidence: Evidence, ignore: Collection[str]) -> Iterator[Finding]:
         return
     silent = [n for n, g in zip(evidence.parameters, evidence.gradients, strict=True) if not np.any(g)]
     silent = [n for n in silent if not any(is_under(n, path) for path in ignore)]
+    fed = _fed_zeros(evidence, silent)
+    for name in dict.fromkeys(fed.values()):
+        own = [n for n in silent if fed.get(n) == name]
+        yield Finding(
+            "cut off from the loss", "grave", name, "",
+            f"{name} is 0 in every entry: what multiplies it gets no gradient ({_listed(own)})",
+            "pass numbers as they come in training", "", BACKWARD,
+        )  # fmt: skip
+    silent = [n for n in silent if n not in fed]
     heard = {n.rsplit("/", 1)[0] for n in evidence.parameters if n not in silent and "/" in n}
     late = [n for n in silent if n in evidence.revived]
     useless = [n for n in silent if n not in late and "/" in n and n.rsplit("/", 1)[0] in heard]
     cut = [n for n in silent if n not in late and n not in useless]
     if cut:
         path, source, told = _boundary(evidence)
-        listed = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
         yield Finding(
             "cut off from the loss", "grave", path or cut[0], source,
-            f"{len(cut)} of {len(evidence.parameters)} parameters have the gradient 0 in all seeds ({listed}){told}",
+            f"{len(cut)} of {len(evidence.parameters)} parameters have the gradient 0 in all seeds"
+            f" ({_listed(cut)}){told}",
             "look for stop_gradient, argmax, rounding, a dead activation or an output that is not used behind it;"
             " name what is frozen on purpose in ignore=[...]", "", BACKWARD,
         )  # fmt: skip
@@ -119,6 +128,26 @@ def cut_off(evidence: Evidence, ignore: Collection[str]) -> Iterator[Finding]:
             yield Finding(
                 "silent parameter", "note", names[0], "", f"{names[0]}{more} {what}", remedy, "", BACKWARD
             )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _fed_zeros(evidence: Evidence, silent: Collection[str]) -> dict[str, str]:
+    """Silent parameter -> the input that it multiplies, where that is zero throughout."""
+    empty = {
+        k for k, (name, x) in enumerate(zip(evidence.names, evidence.arguments, strict=True))
+        if name.startswith("input") and np.issubdtype(x.dtype, np.floating) and x.size and not np.any(x)
+    }  # fmt: skip
+    found = {}
+    for site in evidence.any_run.seen.sites if empty and silent else ():
+        if site.kind in ("dot_general", "conv_general_dilated") and site.direction == FORWARD:
+            sources = evidence.sources(site, (0,) * len(site.loops))
+            read = [o.position[0] for origins in sources for o in origins if o.kind == "argument"]
+            given = [evidence.names[k] for k in read if k in empty]
+            found |= {evidence.names[k]: given[0] for k in read if given and evidence.names[k] in silent}
+    return found
 
 
 def is_under(name: str, path: str) -> bool:
@@ -142,6 +171,13 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
     empty = [sites[leaves[n]] for n in dead if _has_only_zeros(evidence, sites[leaves[n]].path)]
     if empty:
         return empty[0].path, empty[0].source, f"; all weights of {empty[0].path} are 0"
+    zeros = [n for n in dead if not np.any(_field(evidence, leaves[n], "absmax"))]
+    if zeros and dead[-1] in zeros and zeros[0] > 0:
+        before, first = sites[leaves[zeros[0] - 1]], sites[leaves[zeros[0]]]
+        if first.kind in NORMALIZATIONS:
+            return first.path, first.source, f"; {first.path} returns zeros alone"
+        told = f"; nothing of what {before.path} returns reaches {first.path}, which returns zeros"
+        return before.path, before.source, told
     last = sites[leaves[dead[-1]]]
     told = f"; the last call without one is {last.path}"
     if dead[-1] + 1 < len(leaves):

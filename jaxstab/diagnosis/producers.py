@@ -158,7 +158,7 @@ class Search:
             return behind
         site, peak, sources = self.run.seen.sites[i], self.peaks[i][iteration], self._sources(i, iteration)
         infinite = [c for c in map(_constant, sources) if c is not None and not abs(c) <= self.limit]
-        if infinite and not np.isnan(peak):
+        if infinite and not np.isnan(peak) and not _is_factor(site, infinite):
             return []  # an infinity that somebody wrote, and that is one still
         ranges = tuple(self._peak(o) for o in sources)
         return [
@@ -195,6 +195,11 @@ def _constant(origin: Origin) -> float | None:
     x = np.asarray(origin.constant, np.float64)
     known = x[~np.isnan(x) & ((np.abs(x) < 8e37) | np.isinf(x))]
     return float(known.flat[np.argmax(np.abs(known))]) if known.size else None
+
+
+def _is_factor(site: Site, constants: list[float]) -> bool:
+    """Whether numbers beyond the format are factors: nobody masks by a factor that is finite."""
+    return site.kind in ("mul", "div") and all(map(np.isfinite, constants))
 
 
 def _has_nan(x: np.ndarray) -> bool:

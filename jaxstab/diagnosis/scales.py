@@ -13,8 +13,8 @@ from jaxstab.observation.marks import FORWARD
 from jaxstab.observation.sites import Site
 
 GAIN_OCTAVES = 3.0
-"""A layer that changes the scale of its input by more octaves than this is out of line: Xavier's and He's rules
-keep it within one, normal(0.02) at width 64 within 2.7."""
+"""A layer whose weights change the scale of an input by more octaves than this is out of line: Xavier's and He's
+rules keep it within one, normal(0.02) at width 64 within 2.7."""
 DROWNED = 32.0
 """Ratio of magnitudes of two summands from which the smaller one is said to be lost."""
 CERTAIN = 1.5
@@ -27,13 +27,18 @@ def scales(evidence: Evidence) -> Iterator[Finding]:
     """Layers with the wrong gain, summands that drown, softmaxes that are certain, rows that are masked."""
     run, told = evidence.any_run, set()
     for i, site in enumerate(run.seen.sites):
-        if site.direction != FORWARD or not np.all(np.isfinite(run.values(i, "absmax"))):
+        if site.direction != FORWARD or not _is_finite(run, i):
             continue
         rule = RULES.get(site.kind)
         finding = rule(evidence, run, i, site) if rule is not None else None
         if finding is not None and (finding.kind, finding.path, finding.source) not in told:
             told.add((finding.kind, finding.path, finding.source))
             yield finding
+    yield from drowned(evidence)
+
+
+def _is_finite(run: Rehearsals, i: int) -> bool:
+    return bool(np.all(np.isfinite(run.values(i, "absmax"))))
 
 
 def _magnitude(evidence: Evidence, run: Rehearsals, origins: list[Origin]) -> tuple[np.ndarray, int | None]:
@@ -58,28 +63,35 @@ def _level(run: Rehearsals, i: int) -> np.ndarray:
 
 
 def _gain(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | None:
-    """A product with a parameter that changes the scale by more than `GAIN_OCTAVES`."""
+    """A product with a parameter whose entries change the scale of any input by more than `GAIN_OCTAVES`."""
     found = [_magnitude(evidence, run, o) for o in evidence.sources(site, (0,) * len(site.loops))]
-    weights = [k for _, k in found if k is not None and k < len(evidence.parameters)]
+    weights = [
+        (side, k) for side, (_, k) in enumerate(found) if k is not None and k < len(evidence.parameters)
+    ]
     inputs = [m for m, k in found if k is None or k >= len(evidence.parameters)]
     if len(weights) != 1 or len(inputs) != 1:
         return None
-    each = run.values(i, "magnitude")
+    side, k = weights[0]
+    each, fan_in = run.values(i, "magnitude"), site.terms
     with np.errstate(divide="ignore", invalid="ignore"):
-        octaves = np.log2(each / inputs[0].reshape(-1, *[1] * (each.ndim - 1)))
-    middle = np.median(octaves, axis=0)
-    if np.all(~np.isfinite(middle)):
+        octaves = np.median(np.log2(each / inputs[0].reshape(-1, *[1] * (each.ndim - 1))), axis=0)
+    layers = evidence.arguments[k]
+    stacked = layers.ndim - len(evidence.flow.equation(site.position).invars[side].aval.shape)
+    if not (0 < stacked <= len(site.loops) and layers.shape[:stacked] == site.loops[:stacked]):
+        layers, stacked = layers[None], 0
+    rms = np.sqrt(
+        np.mean(np.square(layers, dtype=np.float64), axis=tuple(range(max(stacked, 1), layers.ndim)))
+    )
+    with np.errstate(divide="ignore"):
+        drawn = np.log2(rms * fan_in**0.5)
+    at = np.unravel_index(int(np.argmax(np.where(np.isfinite(drawn), np.abs(drawn), 0.0))), drawn.shape)
+    seen = float(np.median(octaves[at[:stacked]]))
+    if not (abs(drawn[at]) > GAIN_OCTAVES and drawn[at] * seen > 0):
         return None
-    at = np.unravel_index(int(np.nanargmax(np.abs(np.where(np.isfinite(middle), middle, 0.0)))), middle.shape)
-    if not abs(middle[at]) > GAIN_OCTAVES:
-        return None
-    w = evidence.arguments[weights[0]]
-    fan_in = site.terms
-    layer = "".join(f"[{k}]" for k in at)
-    std = float(np.std(w[at] if at and w.ndim > len(at) else w))
+    layer = "".join(f"[{n}]" for n in at[:stacked])
     told = (
-        f"multiplies the scale of its input by {number(2.0 ** middle[at])};"
-        f" {evidence.parameters[weights[0]]}{layer} has std {number(std)},"
+        f"multiplies the scale of its input by {number(2.0**seen)};"
+        f" {evidence.parameters[k]}{layer} has std {number(float(np.std(layers[at])))},"
         f" and 1/sqrt(fan_in = {fan_in}) is {number(fan_in**-0.5)}"
     )
     remedy = (
@@ -88,23 +100,55 @@ def _gain(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | 
     return Finding("wrong gain", "warning", site.path + layer, site.source, told, remedy, "", FORWARD)
 
 
-def _drowned(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | None:
-    """A sum of two arrays of one shape, the smaller of which hardly counts."""
+def drowned(evidence: Evidence) -> Iterator[Finding]:
+    """Sums of two arrays of one shape, the smaller of which hardly counts; by what made the larger one so large."""
+    run = evidence.any_run
+    found: dict[tuple[str, str], list[tuple[float, float, Site]]] = {}
+    for i, site in enumerate(run.seen.sites):
+        if site.kind == "add" and site.direction == FORWARD and _is_finite(run, i):
+            known = _summands(evidence, run, site)
+            if known is not None and 0 < DROWNED * known[0] < known[1]:
+                found.setdefault(_grown(evidence, run, site), []).append((*known[:2], site))
+    for (path, source), sums in found.items():
+        small, large, site = sums[0]
+        told = f"its values of magnitude {number(large)} drown the {number(small)} that {_place(site)} adds to them"
+        told += f"; so in {len(sums)} sums" if len(sums) > 1 else ""
+        remedy = "scale one of the two: a factor that is applied twice, or a normalization that is missing"
+        yield Finding("summand drowned", "warning", path, source, told, remedy, "", FORWARD)
+
+
+def _place(site: Site) -> str:
+    return f"{site.path} ({site.source.rsplit('/', 1)[-1]})"
+
+
+def _summands(evidence: Evidence, run: Rehearsals, site: Site) -> tuple[float, float, list[Origin]] | None:
+    """Magnitudes of the smaller and the larger summand, and the origins of the larger; None for a bias."""
     eqn = evidence.flow.equation(site.position)
     if len({getattr(v.aval, "shape", ()) for v in eqn.invars}) > 1 or len(site.shape) < 2:
         return None
-    sources = evidence.sources(
-        site, (max(n // 2 for n in site.loops),) * len(site.loops) if site.loops else ()
-    )
+    sources = evidence.sources(site, tuple(max(n // 2 for n in site.loops) for _ in site.loops))
     found = [_magnitude(evidence, run, o) for o in sources]
     if any(k is not None and evidence.arguments[k].ndim < 2 for _, k in found):
         return None
-    small, large = sorted(float(np.median(m)) for m, _ in found)
-    if not (small > 0 and large > DROWNED * small):
-        return None
-    told = f"adds values of magnitude {number(small)} to values of magnitude {number(large)}"
-    remedy = "scale one of the two: a factor that is applied twice, or a normalization that is missing"
-    return Finding("summand drowned", "warning", site.path, site.source, told, remedy, "", FORWARD)
+    sizes = [float(np.median(m)) for m, _ in found]
+    return min(sizes), max(sizes), sources[int(np.argmax(sizes))]
+
+
+def _grown(evidence: Evidence, run: Rehearsals, site: Site) -> tuple[str, str]:
+    """(path, source) of what made the larger summand of a sum: back through the sums in which it hardly grew."""
+    known, size = _summands(evidence, run, site), 0.0
+    while known is not None and known[1] > size / 2:
+        size = known[1]
+        made = [o for o in known[2] if o.kind == "operation" and o.position in run.index]
+        if not made:
+            given = [evidence.names[o.position[0]] for o in known[2] if o.kind == "argument"]
+            return (given[0], "") if given else (site.path, site.source)
+        last = max(made, key=lambda o: float(np.median(_level(run, run.index[o.position]))))
+        if run.seen.sites[run.index[last.position]] is site:
+            break  # its own carry, in a loop
+        site = run.seen.sites[run.index[last.position]]
+        known = _summands(evidence, run, site) if site.kind == "add" else None
+    return site.path, site.source
 
 
 def _certain(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | None:
@@ -134,7 +178,7 @@ def reads(evidence: Evidence, reader: Site, maker: Site) -> bool:
 
 
 def _masked(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | None:
-    if not float(np.max(run.values(i, "absmax"))) > MASKED:
+    if not (float(np.max(run.values(i, "absmax"))) > MASKED and _is_masking(evidence, site)):
         return None
     told = f"the largest entry of a row is {number(-np.max(run.values(i, 'absmax')))}: every entry is masked"
     return Finding(
@@ -143,7 +187,18 @@ def _masked(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding 
     )  # fmt: skip
 
 
+def _is_masking(evidence: Evidence, site: Site, depth: int = 3) -> bool:
+    """Whether a large negative constant is among what a value is made of, a few operations back."""
+    origins = [o for one in evidence.sources(site, (0,) * len(site.loops)) for o in one]
+    constants = [np.asarray(o.constant) for o in origins if o.kind == "constant" and o.constant is not None]
+    if any(np.issubdtype(x.dtype, np.floating) and np.any(x < -MASKED) for x in constants):
+        return True
+    index = evidence.any_run.index
+    made = [index[o.position] for o in origins if o.kind == "operation" and o.position in index]
+    return depth > 1 and any(_is_masking(evidence, evidence.any_run.seen.sites[k], depth - 1) for k in made)
+
+
 RULES = {
-    "dot_general": _gain, "conv_general_dilated": _gain, "add": _drowned, "reduce_sum": _certain,
+    "dot_general": _gain, "conv_general_dilated": _gain, "reduce_sum": _certain,
     "reduce_max": _masked,
 }  # fmt: skip

@@ -59,7 +59,7 @@ class Stepwise:
             hash(static)
         except TypeError:
             return function(static, *arrays)
-        return _compiled(function, _is_small(arrays))(static, *arrays)
+        return _compiled(function, _size(arrays) <= SMALL)(static, *arrays)
 
     def enter(self, enter: Enter, walk: Any, eqn: Any, inputs: list[Any], here: Place) -> loops.Result:
         if (inside := loops.INLINED.get(eqn.primitive)) is not None:
@@ -67,7 +67,7 @@ class Stepwise:
         if eqn.primitive not in LOOPS:
             return enter(walk, eqn, inputs, here)
         if here.position not in self._loops:
-            self._loops[here.position] = _loop(enter, eqn, here, _is_small(inputs))
+            self._loops[here.position] = _loop(enter, eqn, here, _size(inputs) <= LOOP)
         program, sites = self._loops[here.position]
         outputs, values = program(dataclasses.replace(walk, runner=TRACED), inputs)
         return outputs, list(zip(sites, values, strict=True))
@@ -75,6 +75,8 @@ class Stepwise:
 
 SMALL = 2**16
 """Entries of all operands together, up to which compiling takes longer than running."""
+LOOP = 2**20
+"""The same of a loop, which is a program of many equations."""
 
 LOOPS = frozenset({primitives.scan_p, primitives.while_p, primitives.cond_p})
 
@@ -96,5 +98,5 @@ def _compiled(function: Callable[..., Any], is_small: bool) -> Callable[..., Any
     return jax.jit(function, static_argnums=0, compiler_options=compiler_options(is_small=is_small))
 
 
-def _is_small(arrays: Any) -> bool:
-    return sum(getattr(x, "size", 1) for x in jax.tree.leaves(arrays)) <= SMALL
+def _size(arrays: Any) -> int:
+    return sum(getattr(x, "size", 1) for x in jax.tree.leaves(arrays))
