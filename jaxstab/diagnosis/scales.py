@@ -131,7 +131,24 @@ def _summands(evidence: Evidence, run: Rehearsals, site: Site) -> tuple[float, f
     if any(k is not None and evidence.arguments[k].ndim < 2 for _, k in found):
         return None
     sizes = [float(np.median(m)) for m, _ in found]
-    return min(sizes), max(sizes), sources[int(np.argmax(sizes))]
+    large = int(np.argmax(sizes))
+    if len(sources) == 2 and _is_function_of(evidence, sources[1 - large], {o[:3] for o in sources[large]}):
+        return None  # a polynomial, as inside GELU
+    return min(sizes), max(sizes), sources[large]
+
+
+def _is_function_of(evidence: Evidence, origins: list[Origin], of: set[tuple], depth: int = 4) -> bool:
+    """Whether a value is made, entry by entry, of that of some origins in a few operations."""
+    index, sites = evidence.any_run.index, evidence.any_run.seen.sites
+    for origin in origins:
+        if origin[:3] in of:
+            return True
+        i = index.get(origin.position) if origin.kind == "operation" and depth else None
+        if i is not None and sites[i].kind not in RULES:
+            behind = [o for one in evidence.sources(sites[i], origin.iteration) for o in one]
+            if _is_function_of(evidence, behind, of, depth - 1):
+                return True
+    return False
 
 
 def _grown(evidence: Evidence, run: Rehearsals, site: Site) -> tuple[str, str]:
