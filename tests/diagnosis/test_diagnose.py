@@ -80,6 +80,9 @@ PLANTS = [
     in_code(faults.total, "1", OVER, dtype="float16"),
     in_code(faults.cancelled, "0", "digits lost", "warning", "float16"),
     attention(faults.no_key_visible, "masked", NAN),
+    in_code(faults.thousandfold, "1", OVER, dtype="float16"),
+    in_code(faults.below, "0", CUT, where="dense_0"),
+    Fault("input of zeros", "MLP", mlp(), (0 * X,), CUT, "input 0"),
     Fault("large", "MLP", mlp(depth=3), (X,), "wrong gain", "dense_1", "warning", "", by(40.0)),
     Fault("zeros", "MLP", mlp(depth=3), (X,), CUT, "dense_1", "grave", "", by(0.0)),
     Fault("NaN", "MLP", mlp(depth=3), (X,), NAN, "dense_1/kernel", "grave", "", by(jnp.nan)),
@@ -95,6 +98,40 @@ def said_of(fault, **settings):
     dtypes = (fault.dtype,) if fault.dtype else ()
     known = {"loss": cross_entropy, "seeds": 1, "dtypes": dtypes, **fault.settings, **settings}
     return diagnose(fault.model, *fault.inputs, **known)
+
+
+def test_what_drowns_its_summands_is_named_and_a_polynomial_is_not():
+    def stream(p, x, factor):
+        with jax.named_scope("in"):
+            x = factor * (x @ p["w"])
+        for _ in range(3):
+            with jax.named_scope("block"):
+                x = x + jax.nn.gelu(x / factor) @ p["w"]
+        return x
+
+    p = {"w": jax.random.normal(jax.random.key(0), (16, 16)) / 4}
+    (finding,) = diagnose(lambda p, x: stream(p, x, 100.0), p, X, dtypes=()).findings
+    assert (finding.kind, finding.path) == ("summand drowned", "in")
+    assert finding.evidence.endswith("so in 3 sums")
+    assert diagnose(lambda p, x: stream(p, x, 1.0), p, X, dtypes=()).findings == ()
+    cubic = lambda p, x: (lambda z: z + 0.01 * z**3)(x @ p["w"])  # noqa: E731
+    assert diagnose(cubic, p, X, dtypes=()).findings == ()
+
+
+def test_a_recurrent_network_forgets_by_steps_and_that_is_a_note():
+    def run(p, xs):
+        def step(h, x):
+            with jax.named_scope("cell"):
+                return jnp.tanh(h @ p["w"] + x), None
+
+        return jax.lax.scan(step, jnp.zeros((4, 16)), xs)[0]
+
+    xs = jax.random.normal(jax.random.key(0), (20, 4, 16))
+    p = {"w": jax.random.normal(jax.random.key(1), (16, 16)) / 8}
+    (told,) = [f for f in diagnose(run, p, xs, dtypes=()).findings if f.kind == "gradient vanishes"]
+    assert told.gravity == "note"
+    assert "a step back in time" in told.evidence
+    assert "20 steps" in told.evidence
 
 
 @pytest.mark.parametrize("fault", PLANTS, ids=lambda fault: f"{fault.network}: {fault.name}")
