@@ -30,13 +30,16 @@ from experiments.benchmarks.foreign import FACTORIES, LICENCES, Subject, make
 from jaxstab.diagnosis.findings import GRAVITIES
 
 SEEDS = 2
+AS_WRITTEN = {"xla_allow_excess_precision": False}
+"""Without it XLA leaves roundings to halves out, and which hangs on what else reads a value."""
 COLUMNS = (
     "model", "repository", "commit", "licence", "dtype", "parameters", "same bits", "forward", "backward",
     "no gradient", "doubled", "compile x", "step x", "step", *GRAVITIES, "diagnose",
 )  # fmt: skip
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
 INTRO = """`jaxstab.observe` and `jaxstab.diagnose` on models of public repositories as they stand, one training step
-each: observation leaves every bit of the loss and of the gradients as it was; below the table is what `diagnose`
+each: observation leaves every bit of the loss and of the gradients as it was (both compiled with
+xla_allow_excess_precision off, so that roundings to bfloat16 are where the program has them); below the table is what `diagnose`
 finds, with {seeds} seeds where there is something to draw, in float32, bfloat16 and float16. Its seconds are those
 of the whole call with all compilation. `python -m experiments.benchmarks.diagnose --checkouts DIR --out FILE`, jax
 {jax}, CPU, {cores} cores.
@@ -118,7 +121,11 @@ def compiled(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[...
     arrays, rest = eqx.partition(args, eqx.is_array)
     jax.clear_caches()
     began = time.perf_counter()
-    run = jax.jit(lambda arrays: f(*eqx.combine(arrays, rest))).lower(arrays).compile()
+    run = (
+        jax.jit(lambda arrays: f(*eqx.combine(arrays, rest)), compiler_options=AS_WRITTEN)
+        .lower(arrays)
+        .compile()
+    )
     return functools.partial(run, arrays), time.perf_counter() - began
 
 
