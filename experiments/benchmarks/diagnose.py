@@ -39,10 +39,10 @@ COLUMNS = (
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
 INTRO = """`jaxstab.observe` and `jaxstab.diagnose` on models of public repositories as they stand, one training step
 each: observation leaves every bit of the loss and of the gradients as it was (both compiled with
-xla_allow_excess_precision off, so that roundings to bfloat16 are where the program has them); below the table is what `diagnose`
-finds, with {seeds} seeds where there is something to draw, in float32, bfloat16 and float16. Its seconds are those
-of the whole call with all compilation. `python -m experiments.benchmarks.diagnose --checkouts DIR --out FILE`, jax
-{jax}, CPU, {cores} cores.
+xla_allow_excess_precision off, so that roundings to bfloat16 are where the program has them); below the table is
+what `diagnose` finds, with {seeds} seeds where there is something to draw, in float32, bfloat16 and float16. Its
+seconds are those of the whole call with all compilation.
+`python -m experiments.benchmarks.diagnose --checkouts DIR --out FILE`, jax {jax}, CPU, {cores} cores.
 
 """
 

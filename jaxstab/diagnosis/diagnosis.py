@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from jaxstab.diagnosis import draws, layers, nonfinite, precision, scales
+from jaxstab.diagnosis import draws, layers, nonfinite, precision, scales, trends
 from jaxstab.diagnosis.evidence import Evidence, gather
 from jaxstab.diagnosis.findings import Finding, in_order, number
 from jaxstab.diagnosis.subject import subject_of
@@ -194,7 +194,7 @@ def findings_of(evidence: Evidence, ignore: Collection[str] = ()) -> tuple[Findi
         found = [
             *nonfinite.not_finite(evidence), *nonfinite.swallowed(evidence),
             *layers.cut_off(evidence, ignore), *scales.scales(evidence),
-            *layers.trends(evidence), *layers.alike(evidence), *precision.lost_in_format(evidence),
+            *trends.trends(evidence), *layers.alike(evidence), *precision.lost_in_format(evidence),
             *nonfinite.hidden(evidence), *draws.random(evidence),
         ]  # fmt: skip
     return in_order(found)

@@ -22,7 +22,7 @@ def random(evidence: Evidence) -> Iterator[Finding]:
     if not places or evidence.subject.is_training:
         return
     path, source = places[0]
-    others = f", and so do {len(places) - 1} others" if len(places) > 1 else ""
+    others = f", as do others ({len(places) - 1} more)" if len(places) > 1 else ""
     yield Finding(
         "random", "note", path, source, f"draws random numbers in the forward pass{others}",
         "nothing in training; in evaluation switch it off (deterministic=True, train=False, model.eval())", "",

@@ -1,10 +1,8 @@
-"""Findings from calls: growth and decay with depth, what gets no gradient, what is dead or all alike."""
+"""Findings from calls: what gets no gradient, what is dead or all alike."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,104 +13,11 @@ from jaxstab.observation.marks import BACKWARD, FORWARD
 from jaxstab.observation.twins import NORMALIZATIONS
 
 FIELD = {name: k for k, name in enumerate(STATISTICS)}
-OCTAVES = 7.0
-"""Growth over all layers from which it is told."""
-FEWEST = 6
-"""Layers that make a trend."""
 ALIKE = {"unit_spread": 1e-5, "sample_spread": 1e-3}
 
 
-def _field(evidence: Evidence, i: int, name: str) -> np.ndarray:
+def field(evidence: Evidence, i: int, name: str) -> np.ndarray:
     return evidence.calls.values[i][..., FIELD[name]]
-
-
-class Levels(NamedTuple):
-    """log2 of the rms from layer to layer, (seed, layer): calls in order, or the iterations of a scan."""
-
-    name: str
-    values: np.ndarray
-    source: str
-    is_time: bool
-    """Whether all of them share their parameters: the steps of a recurrent network."""
-
-
-def trends(evidence: Evidence) -> Iterator[Finding]:
-    """Scales that grow or shrink from layer to layer: one finding for the signal and one for the gradient."""
-    for direction in (FORWARD, BACKWARD):
-        groups = [one for one in _groups(evidence, direction) if one.values.shape[1] >= FEWEST]
-        found = [(one, t) for one in groups if (t := _trend(one.values)) is not None]
-        if found:
-            levels, (slope, total) = max(found, key=lambda f: (f[0].values.shape[1], -len(f[0].name)))
-            yield _trend_said(levels, slope, total, direction)
-
-
-def _groups(evidence: Evidence, direction: str) -> Iterator[Levels]:
-    calls: dict[str, list[int]] = {}
-    lengths = _stacked_lengths(evidence)
-    for i, site in enumerate(evidence.calls.sites):
-        if site.direction != direction or site.in_while or site.branch:
-            continue
-        if site.loops:
-            values = _log2(_field(evidence, i, "rms")).reshape(evidence.seeds, -1)
-            yield Levels(site.path, values, site.source, site.loops not in lengths)
-        else:
-            calls.setdefault(re.sub(r"\d+", "*", site.path), []).append(i)
-    for pattern, members in calls.items():
-        ordered = members if direction == FORWARD else members[::-1]
-        values = np.stack([_log2(_field(evidence, i, "rms")) for i in ordered], axis=1)
-        yield Levels(pattern, values, evidence.calls.sites[members[0]].source, is_time=False)
-
-
-def _stacked_lengths(evidence: Evidence) -> set[tuple[int, ...]]:
-    """Loops whose iterations have parameters of their own, by their lengths."""
-    found = set()
-    for site in evidence.any_run.seen.sites:
-        if site.loops and site.kind in ("dot_general", "conv_general_dilated"):
-            variables = evidence.flow.equation(site.position).invars
-            for v, origins in zip(variables, evidence.sources(site, (0,) * len(site.loops)), strict=True):
-                given = [o.position[0] for o in origins if o.kind == "argument"]
-                if any(
-                    k < len(evidence.parameters) and evidence.arguments[k].ndim > len(v.aval.shape)
-                    for k in given
-                ):
-                    found.add(site.loops)
-    return found
-
-
-def _log2(x: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log2(x)
-
-
-def _trend(levels: np.ndarray) -> tuple[float, float] | None:
-    """(octaves a layer, octaves in all) of the median over seeds, if it is a straight line and a steep one."""
-    middle = np.median(levels, axis=0)
-    good = np.isfinite(middle)
-    if good.sum() < FEWEST:
-        return None
-    at, y = np.flatnonzero(good), middle[good]
-    slope = np.polyfit(at, y, 1)[0]
-    straight = abs(np.corrcoef(at, y)[0, 1]) > 0.9 if np.ptp(y) > 0 else False
-    total = y[-1] - y[0]
-    return (float(slope), float(total)) if straight and abs(total) > OCTAVES else None
-
-
-def _trend_said(levels: Levels, slope: float, total: float, direction: str) -> Finding:
-    backward, count = direction == BACKWARD, levels.values.shape[1]
-    slope, total = (-slope, -total) if backward else (slope, total)
-    kind = ("gradient " if backward else "signal ") + ("explodes" if slope > 0 else "vanishes")
-    one, back = ("step", " back in time") if levels.is_time else ("layer", " towards the input")
-    told = f"x{2**slope:.3g} a {one}{back if backward else ''}, x{2**total:.3g} over {count} {one}s"
-    if levels.is_time:
-        gravity = "warning" if slope > 0 else "note"  # every recurrent network forgets
-        remedy = "an orthogonal recurrent matrix, gates that begin open (a forget bias of 1), or fewer steps"
-    else:
-        gravity = "warning"
-        remedy = (
-            f"multiply the gain of the initializer by {2**-slope:.3g} (see jaxstab.gain of the activation), or"
-            " normalize (a norm in each block, residual branches scaled by 1/sqrt(depth))"
-        )
-    return Finding(kind, gravity, levels.name, levels.source, told, remedy, "", direction)
 
 
 def cut_off(evidence: Evidence, ignore: Collection[str]) -> Iterator[Finding]:
@@ -146,20 +51,14 @@ def cut_off(evidence: Evidence, ignore: Collection[str]) -> Iterator[Finding]:
     for names, what, remedy in (
         (
             useless,
-            "has no effect",
+            "no effect",
             "drop it: what follows takes it out again (a mean that is subtracted, a softmax)",
         ),
-        (
-            late,
-            "gets no gradient in the first step",
-            "nothing, if it is meant: a factor behind it begins at 0",
-        ),
+        (late, "no gradient in the first step", "nothing, if it is meant: a factor behind it begins at 0"),
     ):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield Finding(
-                "silent parameter", "note", names[0], "", f"{names[0]}{more} {what}", remedy, "", BACKWARD
-            )
+            told = f"{what}: {_listed(names)}"
+            yield Finding("silent parameter", "note", names[0], "", told, remedy, "", BACKWARD)
 
 
 def _listed(names: list[str]) -> str:
@@ -182,6 +81,12 @@ def _fed_zeros(evidence: Evidence, silent: Collection[str]) -> dict[str, str]:
     return found
 
 
+PLURAL = {
+    "has no effect": "have no effect",
+    "gets no gradient in the first step": "get no gradient in the first step",
+}
+
+
 def is_under(name: str, path: str) -> bool:
     return name == path or name.startswith(path.rstrip("/") + "/")
 
@@ -192,7 +97,7 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
     alive = {
         s.path
         for i, s in enumerate(sites)
-        if s.direction == BACKWARD and np.any(_field(evidence, i, "absmax") > 0)
+        if s.direction == BACKWARD and np.any(field(evidence, i, "absmax") > 0)
     }
     calls = [i for i, s in enumerate(sites) if s.direction == FORWARD and s.kind not in ("scope", "mark")]
     calls = calls or [i for i, s in enumerate(sites) if s.direction == FORWARD]
@@ -203,10 +108,10 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
     empty = [sites[leaves[n]] for n in dead if _has_only_zeros(evidence, sites[leaves[n]].path)]
     if empty:
         return empty[0].path, empty[0].source, f"; all weights of {empty[0].path} are 0"
-    zeros = [n for n in dead if not np.any(_field(evidence, leaves[n], "absmax"))]
+    zeros = [n for n in dead if not np.any(field(evidence, leaves[n], "absmax"))]
     if zeros and dead[-1] in zeros and zeros[0] > 0:
         before, first = sites[leaves[zeros[0] - 1]], sites[leaves[zeros[0]]]
-        if first.kind in NORMALIZATIONS:
+        if _is_empty_norm(evidence, leaves[zeros[0]]):
             return first.path, first.source, f"; {first.path} returns zeros alone"
         told = f"; nothing of what {before.path} returns reaches {first.path}, which returns zeros"
         return before.path, before.source, told
@@ -214,20 +119,31 @@ def _boundary(evidence: Evidence) -> tuple[str, str, str]:
     told = f"; the last call without one is {last.path}"
     if dead[-1] + 1 < len(leaves):
         behind = leaves[dead[-1] + 1]
-        if sites[behind].kind in NORMALIZATIONS and not np.any(_field(evidence, behind, "absmax")):
+        if _is_empty_norm(evidence, behind):
             return sites[behind].path, sites[behind].source, f"; {sites[behind].path} returns zeros alone"
     return last.path, last.source, told
 
 
 def _has_only_zeros(evidence: Evidence, path: str) -> bool:
     """Whether the weights of a call, its parameters of two dimensions or more, are all zero."""
-    owned = zip(evidence.parameters, evidence.arguments, strict=False)
-    weights = [
-        w
-        for n, w in owned
-        if w.ndim >= 2 and path.endswith("/" + n.removesuffix("/value").rpartition("/")[0])
-    ]
+    weights = [w for _, w in _owned(evidence, path) if w.ndim >= 2]
     return bool(weights) and not any(map(np.any, weights))
+
+
+def _is_empty_norm(evidence: Evidence, i: int) -> bool:
+    """Whether call i is a normalization that returns zeros, and not for a scale that begins at zero."""
+    site = evidence.calls.sites[i]
+    if site.kind not in NORMALIZATIONS or np.any(field(evidence, i, "absmax")):
+        return False
+    return not any(n in ("scale", "weight") and not np.any(w) for n, w in _owned(evidence, site.path))
+
+
+def _owned(evidence: Evidence, path: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(last name, value) of the parameters of a call."""
+    for name, w in zip(evidence.parameters, evidence.arguments, strict=False):
+        owner, _, last = name.removesuffix("/value").rpartition("/")
+        if owner and f"/{path}".endswith(f"/{owner}"):
+            yield last, w
 
 
 def alike(evidence: Evidence) -> Iterator[Finding]:
@@ -239,12 +155,12 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
         if name == "sample_spread" and _inputs_alike(evidence):
             continue
         for i in leaves:
-            spread, size = _median(_field(evidence, i, name)), _median(_field(evidence, i, "rms"))
+            spread, size = _median(field(evidence, i, name)), _median(field(evidence, i, "rms"))
             if np.isfinite(size) and size > 0 and spread < limit and len(sites[i].shape) >= 2:
                 yield _alike_said(sites[i], name, spread)
                 break
     for i in leaves:
-        if sites[i].kind in NORMALIZATIONS and not np.any(_field(evidence, i, "absmax")):
+        if _is_empty_norm(evidence, i):
             yield Finding(
                 "normalized away", "warning", sites[i].path, sites[i].source,
                 f"returns zeros alone from {'x'.join(map(str, sites[i].shape))}: its statistics are over one sample",
@@ -256,8 +172,8 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
     ):  # the first layer that is: those after it get too little of it
         if site.direction != BACKWARD or len(site.shape) < 2 or np.prod(site.shape[:-1]) < 16:
             continue
-        share = _median(_field(evidence, i, "dead_units"))
-        if 0.5 < share < 1 and np.any(_field(evidence, i, "absmax")):
+        share = _median(field(evidence, i, "dead_units"))
+        if 0.5 < share < 1 and np.any(field(evidence, i, "absmax")):
             yield Finding(
                 "dead units", "warning", site.path, site.source,
                 f"{share:.0%} of its units get no gradient from any of {site.shape[0]} samples",

@@ -40,11 +40,13 @@ def observe(
         seen.to_dataset()
 
     f's outputs and gradients are what they are without, to the last bit where calls are seen; seeing every operation
-    may change what the compiler fuses, and with it roundings. Of a program in halves this is so where XLA may not
-    leave roundings out, as it does by itself (`xla_allow_excess_precision`). It composes with jit, vmap, grad, scan and remat, and
-    sees into scan (a row an iteration), cond (NaN where a branch was not taken), while (the largest over
-    iterations), remat and jit; custom derivatives, shard_map, callbacks, kernels and jit with shardings are left
-    whole. Modules are pytrees here, as under `jax.jit`: what f changes in one must be among what it returns.
+    may change what the compiler fuses, and with it roundings. Of a program in halves XLA leaves roundings out, and
+    others where a value is seen, unless compiled with `xla_allow_excess_precision` off.
+
+    It composes with jit, vmap, grad, scan and remat, and sees into scan (a row an iteration), cond (NaN where a
+    branch was not taken), while (the largest over iterations), remat and jit; custom derivatives, shard_map,
+    callbacks, kernels and jit with shardings are left whole. Modules are pytrees here, as under `jax.jit`: what f
+    changes in one must be among what it returns.
 
     UsageError for a class, for a function that cannot be called or returns no arrays, for an rng or a variable that
     a linen module is not given, for an NNX module that f changes and is not given, for an unknown statistic or level.
