@@ -72,7 +72,8 @@ def real_run(fault: Fault) -> str:
     def loss_of(params: Any) -> Any:
         return known["loss"](subject.call(params, cast(rest), jax.random.key(1), cast(subject.inputs)))
 
-    step = jax.jit(jax.value_and_grad(loss_of), compiler_options=compiler_options(is_small=True))
+    exactly = {**compiler_options(is_small=True), "xla_allow_excess_precision": False}
+    step = jax.jit(jax.value_and_grad(loss_of), compiler_options=exactly)
     loss, gradients = step(cast(params))
     leaves = [np.asarray(g, np.float32) for g in jax.tree.leaves(gradients)]
     if not np.isfinite(loss):

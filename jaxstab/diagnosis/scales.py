@@ -86,7 +86,7 @@ def _gain(evidence: Evidence, run: Rehearsals, i: int, site: Site) -> Finding | 
         drawn = np.log2(rms * fan_in**0.5)
     at = np.unravel_index(int(np.argmax(np.where(np.isfinite(drawn), np.abs(drawn), 0.0))), drawn.shape)
     seen = float(np.median(octaves[at[:stacked]]))
-    if not (abs(drawn[at]) > GAIN_OCTAVES and drawn[at] * seen > 0):
+    if not (np.isfinite(drawn[at]) and abs(drawn[at]) > GAIN_OCTAVES and drawn[at] * seen > 0):
         return None
     layer = "".join(f"[{n}]" for n in at[:stacked])
     told = (

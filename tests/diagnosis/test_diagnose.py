@@ -100,6 +100,13 @@ def said_of(fault, **settings):
     return diagnose(fault.model, *fault.inputs, **known)
 
 
+def test_a_head_that_begins_at_zero_is_no_wrong_gain():
+    net = MLP(depth=2, width=16)
+    zero = altered(net, X, "head/kernel", jnp.zeros_like)
+    found = diagnose(net, X, loss=cross_entropy, dtypes=(), **zero).findings
+    assert [(f.kind, f.gravity) for f in found] == [("silent parameter", "note")]
+
+
 def test_what_drowns_its_summands_is_named_and_a_polynomial_is_not():
     def stream(p, x, factor):
         with jax.named_scope("in"):
