@@ -132,12 +132,12 @@ def _summands(evidence: Evidence, run: Rehearsals, site: Site) -> tuple[float, f
         return None
     sizes = [float(np.median(m)) for m, _ in found]
     large = int(np.argmax(sizes))
-    if len(sources) == 2 and _is_function_of(evidence, sources[1 - large], {o[:3] for o in sources[large]}):
+    if len(sources) == 2 and _is_function_of(evidence, sources[1 - large], [o[:3] for o in sources[large]]):
         return None  # a polynomial, as inside GELU
     return min(sizes), max(sizes), sources[large]
 
 
-def _is_function_of(evidence: Evidence, origins: list[Origin], of: set[tuple], depth: int = 4) -> bool:
+def _is_function_of(evidence: Evidence, origins: list[Origin], of: list[tuple], depth: int = 4) -> bool:
     """Whether a value is made, entry by entry, of that of some origins in a few operations."""
     index, sites = evidence.any_run.index, evidence.any_run.seen.sites
     for origin in origins:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -97,7 +98,8 @@ def _keys(rngs: Any) -> dict[str, jax.Array]:
 
 def _folded(one: jax.Array, key: jax.Array) -> jax.Array:
     """The user's key, another for each seed's."""
-    return jax.random.fold_in(one, jax.random.key_data(key).ravel()[-1])
+    fold = functools.partial(jax.random.fold_in, data=jax.random.key_data(key).ravel()[-1])
+    return jax.vmap(fold)(one.ravel()).reshape(one.shape) if one.ndim else fold(one)
 
 
 def _linen(

@@ -100,6 +100,31 @@ def said_of(fault, **settings):
     return diagnose(fault.model, *fault.inputs, **known)
 
 
+class Stacked(nnx.Module):
+    """Layers that are one stacked layer, with a key of dropout each."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(rngs):
+            return nnx.Linear(16, 16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        self.layers = nnx.data(make(rngs))
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def run(x, layer):
+            linear, drop = layer
+            return x + drop(nnx.tanh(linear(x)))
+
+        return run(x, self.layers)
+
+
+def test_keys_that_are_stacked_and_sums_inside_a_scan():
+    found = diagnose(Stacked(nnx.Rngs(0)), X, seeds=2, dtypes=()).findings
+    assert [f.kind for f in found] == ["random"]
+
+
 def test_a_head_that_begins_at_zero_is_no_wrong_gain():
     net = MLP(depth=2, width=16)
     zero = altered(net, X, "head/kernel", jnp.zeros_like)
