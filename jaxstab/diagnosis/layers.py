@@ -154,9 +154,12 @@ def alike(evidence: Evidence) -> Iterator[Finding]:
     for name, limit in ALIKE.items():
         if name == "sample_spread" and _inputs_alike(evidence):
             continue
-        for i in leaves:
-            spread, size = _median(field(evidence, i, name)), _median(field(evidence, i, "rms"))
-            if np.isfinite(size) and size > 0 and spread < limit and len(sites[i].shape) >= 2:
+        spreads = {i: _median(field(evidence, i, name)) for i in leaves if len(sites[i].shape) >= 2}
+        for i, spread in spreads.items():
+            size = _median(field(evidence, i, "rms"))
+            # samples part again behind what is made of parameters alone, such as a learned query
+            is_lasting = name == "unit_spread" or all(not spreads[k] >= limit for k in spreads if k > i)
+            if np.isfinite(size) and size > 0 and spread < limit and is_lasting:
                 yield _alike_said(sites[i], name, spread)
                 break
     for i in leaves:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,17 +26,28 @@ MASKED = 1e9
 
 
 def scales(evidence: Evidence) -> Iterator[Finding]:
-    """Layers with the wrong gain, summands that drown, softmaxes that are certain, rows that are masked."""
-    run, told = evidence.any_run, set()
+    """Layers with the wrong gain, summands that drown, softmaxes that are certain, rows that are masked.
+
+    What is said of several layers whose paths differ by numbers alone is said once, of the pattern.
+    """
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in [*_by_operation(evidence), *drowned(evidence)]:
+        pattern = re.sub(r"\d+", "*", finding.path)
+        alike.setdefault((finding.kind, pattern, finding.source), []).append(finding)
+    for (_, pattern, _), found in alike.items():
+        paths = dict.fromkeys(f.path for f in found)
+        told = f"{found[0].evidence}; the first of {len(paths)} such layers, {found[0].path}"
+        yield dataclasses.replace(found[0], path=pattern, evidence=told) if len(paths) > 1 else found[0]
+
+
+def _by_operation(evidence: Evidence) -> Iterator[Finding]:
+    run = evidence.any_run
     for i, site in enumerate(run.seen.sites):
-        if site.direction != FORWARD or not _is_finite(run, i):
-            continue
         rule = RULES.get(site.kind)
-        finding = rule(evidence, run, i, site) if rule is not None else None
-        if finding is not None and (finding.kind, finding.path, finding.source) not in told:
-            told.add((finding.kind, finding.path, finding.source))
-            yield finding
-    yield from drowned(evidence)
+        if rule is not None and site.direction == FORWARD and _is_finite(run, i):
+            finding = rule(evidence, run, i, site)
+            if finding is not None:
+                yield finding
 
 
 def _is_finite(run: Rehearsals, i: int) -> bool:
