@@ -120,6 +120,24 @@ class Stacked(nnx.Module):
         return run(x, self.layers)
 
 
+def test_samples_that_part_again_are_not_alike():
+    """A learned query is the same for all of them; of what collapses everything after it is alike."""
+
+    def attend(p, x, is_collapsed):
+        with jax.named_scope("query"):
+            q = jnp.broadcast_to(p["q"], x.shape) @ p["w"]
+        with jax.named_scope("out"):
+            return q if is_collapsed else q * (x @ p["w"])
+
+    p = {"q": jnp.arange(16.0), "w": jax.random.normal(jax.random.key(0), (16, 16)) / 4}
+    kinds = [
+        [f.kind for f in diagnose(lambda p, x, c=c: attend(p, x, c), p, X, dtypes=()).findings]
+        for c in (True, False)
+    ]
+    assert "samples alike" in kinds[0]
+    assert "samples alike" not in kinds[1]
+
+
 def test_keys_that_are_stacked_and_sums_inside_a_scan():
     found = diagnose(Stacked(nnx.Rngs(0)), X, seeds=2, dtypes=()).findings
     assert [f.kind for f in found] == ["random"]
