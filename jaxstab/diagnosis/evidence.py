@@ -23,7 +23,7 @@ from jaxstab.observation.transform import see, trace
 from jaxstab.observation.whatif import rehearse
 
 ROUNDED = "rounded"
-"""What the one program for every format calls its dtype."""
+"""What the programs that serve every format call its dtype."""
 STATISTICS = ("rms", "absmax", "unit_spread", "sample_spread", "dead_units")
 
 
