@@ -25,8 +25,8 @@ from experiments import weight_decay as decays
 from experiments.benchmarks.race import Contest, Contestant
 from experiments.benchmarks.setting import Setting
 from experiments.benchmarks.subject import regression
-from jaxstab.engine import plan
 from jaxstab.engine.job import Job
+from jaxstab.engine.lane import keeping
 from jaxstab.engine.store import Store
 
 SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
@@ -35,7 +35,8 @@ SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
 def engine(setting: Setting) -> Iterator[Contest]:
     """A bare jitted call of the same tiles, the engine, the engine with a store (two chunks)."""
     job = Job(regression, SPACE, 3, None, None, None)
-    lanes = 2 * job.outlines[0].tile * job.outlines[0].tiles_per_chunk
+    cut = job.groups[0].cut
+    lanes = 2 * cut.tile * cut.tiles_per_chunk
     seeds = lanes // len(SPACE)
     with tempfile.TemporaryDirectory() as scratch:
         stores = iter(range(10**6))
@@ -79,12 +80,12 @@ def share_of_store(run: Callable[[], Any]) -> float:
 
 def make_bare(job: Job, seeds: int) -> Callable[[], np.ndarray]:
     """The same lanes as a plain JAX programmer would write them: one call, tiles in a loop on each device."""
-    group, tile = job.groups[0], job.outlines[0].tile
+    (group,) = job.groups
+    tile, lane = group.cut.tile, keeping(group.lane, ("loss",))
     lanes = np.arange(seeds * len(SPACE))
     count = len(job.devices)
     mesh = Mesh(np.array(job.devices), ("device",), axis_types=(AxisType.Auto,))
     split = PartitionSpec("device")
-    lane = plan.kept_lane(job.family, group.spec, ("loss",))
 
     def shard(seeds: Any, rates: Any) -> Any:
         return jax.lax.map(

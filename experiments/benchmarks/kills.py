@@ -25,7 +25,7 @@ from typing import Any
 import tyro
 
 from experiments.benchmarks.subject import SPACE, TILE, digest, regression
-from jaxstab.engine.job import Job
+from jaxstab.engine.group import Group
 from jaxstab.engine.run import sweep
 from jaxstab.engine.store import Store
 
@@ -141,8 +141,8 @@ def trace(log: Path) -> None:
 
         return wrapper
 
-    Job._start = noted("began", Job._start, before=True)
-    Job._end = noted("ended", Job._end, before=False)
+    Group._start = noted("began", Group._start, before=True)
+    Group.finish = noted("ended", Group.finish, before=False)
     Store.write_chunk = noted("wrote", Store.write_chunk, before=False)
 
 

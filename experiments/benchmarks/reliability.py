@@ -97,10 +97,10 @@ def in_flight(folder: Path) -> Iterator[Check]:
 
     job = Job(regression, SPACE, 40, None, 1, TILE)
     whole = [values["loss"] for _, values in job.run(job.chunks())]
-    group, (old,) = job.groups[0], job.programs
+    (group,) = job.groups
     lanes = np.arange(len(SPACE) * 40)
     for tiles in (1, 2, 5):
-        program = make_program(old.family, old.spec, old.keep, TILE, max(2, tiles), job.devices)
+        program = make_program(group.lane, TILE, max(2, tiles), job.devices)
         parts = []
         for first in range(0, len(lanes), tiles * TILE):
             own = lanes[first : first + tiles * TILE]

@@ -72,8 +72,8 @@ def curve(values: Iterable[int], make: Callable[[int], tuple[Callable[[], Any], 
 def stack(run: partial[Any], depth: int = 100, width: int = 256) -> tuple[Any, int]:
     """Whole tiles on every device, so many that a run takes a fraction of a second."""
     sampler = run.keywords["sampler"]
-    outline = job(sampler, ["forward_rms"], depth=depth, width=width).outlines[0]
-    tiles = outline.tile * jax.local_device_count()
+    (group,) = job(sampler, ["forward_rms"], depth=depth, width=width).groups
+    tiles = group.cut.tile * jax.local_device_count()
     work = depth * width * (width if sampler == "dense" else 32)
     lanes = tiles * max(round(1e8 / work / tiles), 1)
     return partial(run, seeds=lanes, depth=depth, width=width), lanes
@@ -92,10 +92,9 @@ def job(sampler: str, keep: list[str], **size: int) -> Job:
 
 def mebibytes(sampler: str, **size: int) -> float:
     """MiB a lane of a tile, forward and backward, by the compiler's own account."""
-    stacks = job(sampler, ["forward_rms", "backward_rms"], **size)
-    (program,), (group,) = stacks.programs, stacks.groups
+    (group,) = job(sampler, ["forward_rms", "backward_rms"], **size).groups
     lane = np.zeros(1, np.uint32), jax.tree.map(lambda x: x[:1], group.hparams)
-    return program.memory(lane, ()) / program.tile / 2**20
+    return group.program.memory(lane, ()) / group.cut.tile / 2**20
 
 
 LABELS = {

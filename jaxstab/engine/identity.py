@@ -12,15 +12,8 @@ import jax
 import numpy as np
 
 from jaxstab import machine, names
-from jaxstab.engine import plan
-from jaxstab.trials.family import Family
-
-CONFIGURATION = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_threefry_partitionable",
-    "jax_numpy_dtype_promotion",
-)
+from jaxstab.engine.group import Group
+from jaxstab.engine.lane import CONFIGURATION
 
 
 def environment(device: Any) -> dict[str, Any]:
@@ -44,44 +37,27 @@ def thread_pool() -> int:
     return max(int(nproc) if nproc.isdigit() else cores, jax.local_device_count("cpu"))
 
 
-def describe_groups(
-    family: Family,
-    groups: Sequence[plan.Group],
-    outlines: Sequence[plan.Outline],
-    shared: Sequence[tuple[Any, ...]],
-) -> list[dict[str, Any]]:
+def describe_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Each group as a manifest has it: its configurations, tile and chunk, outputs, program and data."""
     return [
         {
             "spec": names.describe(group.spec),
             "members": group.members.tolist(),
             "hparams": _digest_arrays(group.hparams),
-            "tile": outline.tile,
-            "tiles_per_chunk": outline.tiles_per_chunk,
+            "tile": group.cut.tile,
+            "tiles_per_chunk": group.cut.tiles_per_chunk,
             "outputs": {
                 name: {
                     "shape": list(s.shape),
                     "dtype": str(s.dtype if s.dtype.kind in "biuf" else np.dtype("f4")),
                 }
-                for name, s in outline.outputs.items()
+                for name, s in group.lane.outputs.items()
             },
-            "program": _digest_program(family, group, outline, own),
-            "data": _digest_arrays(own),
+            "program": group.lane.digest(group.cut.tile, group.hparams, group.data),
+            "data": _digest_arrays(group.data),
         }
-        for group, outline, own in zip(groups, outlines, shared, strict=True)
+        for group in groups
     ]
-
-
-def _digest_program(family: Family, group: plan.Group, outline: plan.Outline, shared: tuple[Any, ...]) -> str:
-    """SHA-256 of one tile's lowered program; the same on any number of devices."""
-    keep = tuple(name for name in outline.outputs if name != "status")
-    lane = plan.kept_lane(family, group.spec, keep)
-    batched = lambda shape, dtype: jax.ShapeDtypeStruct((outline.tile, *shape), dtype)  # noqa: E731
-    hparams = jax.tree.map(lambda x: batched(x.shape[1:], x.dtype), group.hparams)
-    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), shared)
-    run_tile = lambda seeds, h, *data: jax.vmap(lambda s, own: lane(s, own, *data))(seeds, h)  # noqa: E731
-    lowered = jax.jit(run_tile).lower(batched((), np.uint32), hparams, *data)
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def _digest_arrays(tree: Any) -> str:

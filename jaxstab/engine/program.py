@@ -15,27 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxstab.engine import plan
-from jaxstab.trials.family import Family
+from jaxstab.engine.lane import Lane
 
 SPLIT, WHOLE = PartitionSpec("device"), PartitionSpec()
 
 
 class Program:
-    """One Spec's kept outputs, for `capacity` tiles of `tile` lanes on each of `devices`."""
+    """A lane's outputs, for `capacity` tiles of `tile` lanes on each of `devices`."""
 
-    def __init__(
-        self,
-        family: Family,
-        spec: Any,
-        keep: tuple[str, ...],
-        tile: int,
-        capacity: int,
-        devices: tuple[Any, ...],
-    ):
-        self.family, self.spec, self.keep = family, spec, keep
-        self.lane = plan.kept_lane(family, spec, keep)
-        self.tile, self.capacity = tile, capacity
+    def __init__(self, lane: Lane, tile: int, capacity: int, devices: tuple[Any, ...]):
+        self.lane, self.tile, self.capacity = lane, tile, capacity
         self.mesh = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
         self._compiled: dict[Any, Any] = {}
 
@@ -84,13 +73,14 @@ class Program:
 
     def _run_tiles(self, tiles: Any, seeds: Any, hparams: Any, *shared: Any) -> Any:
         """One device's share: arrays come with a leading axis of one device."""
-        run_tile = jax.jit(jax.vmap(lambda seed, h: self.lane(seed, h, *shared)))  # traced once for both uses
-        tile_at = lambda i: jax.tree.map(lambda x: x[0, i], (seeds, hparams))  # noqa: E731
-        like = jax.eval_shape(run_tile, *tile_at(0))
-        results = jax.tree.map(lambda s: jnp.zeros((self.capacity, *s.shape), s.dtype), like)
+        results = {
+            name: jnp.zeros((self.capacity, self.tile, *s.shape), s.dtype)
+            for name, s in self.lane.outputs.items()
+        }
 
         def body(i: Any, results: Any) -> Any:
-            return jax.tree.map(lambda whole, one: whole.at[i].set(one), results, run_tile(*tile_at(i)))
+            one = self.lane.of_tile(*jax.tree.map(lambda x: x[0, i], (seeds, hparams)), *shared)
+            return jax.tree.map(lambda whole, tile: whole.at[i].set(tile), results, one)
 
         return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, tiles[0], body, results))
 
@@ -116,8 +106,6 @@ def _needed(compiled: Any) -> int:
 
 
 @functools.lru_cache(maxsize=128)
-def make_program(
-    family: Family, spec: Any, keep: tuple[str, ...], tile: int, capacity: int, devices: tuple[Any, ...]
-) -> Program:
+def make_program(lane: Lane, tile: int, capacity: int, devices: tuple[Any, ...]) -> Program:
     """The program of these settings; the same object, hence no second compilation, for the same settings."""
-    return Program(family, spec, keep, tile, capacity, devices)
+    return Program(lane, tile, capacity, devices)

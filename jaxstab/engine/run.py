@@ -16,6 +16,7 @@ import tqdm
 import xarray as xr
 
 from jaxstab.engine import identity
+from jaxstab.engine.configurations import Configurations, by_spec
 from jaxstab.engine.job import Chunk, Job
 from jaxstab.engine.label import Layout, Table
 from jaxstab.engine.space import Space, grid, parse_seeds
@@ -83,12 +84,12 @@ def sweep(
     is_part = held is not None and len(held) > len(wanted) and bool(np.isin(wanted, held).all())
     job = Job(family, space, held if is_part else wanted, keep, devices, tile, memory)
     layout = Layout.of(family, space, job.seeds)
-    table = Table(layout, [outline.outputs for outline in job.outlines])
+    table = Table(layout, [group.lane.outputs for group in job.groups])
     with _bar(job, wanted, progress) as bar:
         if store is None:
             for chunk, values in job.run(job.chunks()):
-                table.fill(job.lanes_of(chunk), values)
-                bar.update(chunk.lanes)
+                table.fill(job.places(chunk), values)
+                bar.update(len(chunk.lanes))
         else:
             _run_stored(job, wanted, layout, table, Store(store), bar)
     data = table.dataset({"programs": len(job.groups)} | ({} if store is None else {"store": str(store)}))
@@ -115,28 +116,18 @@ def predict(space: Space | None = None, *, family: Family = propagation, **axes:
     if family.predict is None:
         raise UsageError(f"family {family.name!r} has no theory.")
     space = grid(**axes) if space is None else space
-    groups: dict[Any, dict[int, Any]] = {}
-    for number, settings in enumerate(space.configurations()):
-        spec, hparams = family.configure(settings)
-        groups.setdefault(spec, {})[number] = hparams
-    values = {}  # arrays [configuration, ...] of each Spec's configurations
-    for spec, lanes in groups.items():
-        if isinstance(family.predict, Vectorized):
-            hparams = family.HParams(*(np.array(column) for column in zip(*lanes.values(), strict=True)))
-            values[spec] = dict(family.predict.many(spec, hparams))
-        else:
-            each = [family.predict(spec, hparams) for hparams in lanes.values()]
-            values[spec] = {name: np.array([one[name] for one in each]) for name in each[0]}
-    words = {name for one in values.values() for name, array in one.items() if array.dtype.kind == "U"}
+    groups = by_spec(family, space)
+    values = [_theory(family, own) for own in groups]
+    words = {name for one in values for name, array in one.items() if array.dtype.kind == "U"}
     texts = {name: np.full(len(space), "", object) for name in words}
-    for spec, lanes in groups.items():
+    for own, one in zip(groups, values, strict=True):
         for name in words:
-            texts[name][list(lanes)] = values[spec].pop(name)
+            texts[name][own.members] = one.pop(name)
     layout = Layout.of(family, space, None)  # a user's family may not say of which outputs it has a theory
     layout = dataclasses.replace(layout, outputs={**family.outputs, **layout.outputs})
-    table = Table(layout, [{k: x[0] for k, x in one.items()} for one in values.values()])
-    for spec, lanes in groups.items():
-        table.fill((np.array(list(lanes)),), values[spec])
+    table = Table(layout, [{k: x[0] for k, x in one.items()} for one in values])
+    for own, one in zip(groups, values, strict=True):
+        table.fill((own.members,), one)
     data = table.dataset({"source": "theory"})
     dims = [dimension.name for dimension in space.dimensions]
     rows = table.layout.outputs
@@ -144,6 +135,15 @@ def predict(space: Space | None = None, *, family: Family = propagation, **axes:
         name: (dims, text.astype(str).reshape(space.shape), rows.get(name, Output()).attrs(name))
         for name, text in texts.items()
     })  # fmt: skip
+
+
+def _theory(family: Family, own: Configurations) -> dict[str, np.ndarray]:
+    """What theory says of the configurations of one Spec: arrays [configuration, ...]."""
+    if isinstance(family.predict, Vectorized):
+        return dict(family.predict.many(own.spec, own.hparams))
+    assert family.predict is not None
+    each = [family.predict(own.spec, own.one(i)) for i in range(len(own.members))]
+    return {name: np.array([one[name] for one in each]) for name in each[0]}
 
 
 def _bar(job: Job, wanted: np.ndarray, progress: bool | None) -> tqdm.tqdm:
@@ -157,17 +157,16 @@ def _run_stored(
 ) -> None:
     """Take what the store holds of the wanted seeds, run this process's share of the rest, write each chunk."""
     process, processes = jax.process_index(), jax.process_count()
-    groups = identity.describe_groups(job.family, job.groups, job.outlines, job.data)
     manifest = {
         "layout": layout.record(),
-        "groups": groups,
+        "groups": identity.describe_groups(job.groups),
         "environment": identity.environment(job.devices[0]),
     }
     with _signals() as caught, store.hold(process, processes):
         store.begin(manifest)
         number_of = {chunk: number for number, chunk in enumerate(job.chunks())}
         present = store.chunks()
-        asked = [chunk for chunk in number_of if np.isin(job.seeds[job.lanes_of(chunk)[1]], wanted).any()]
+        asked = [chunk for chunk in number_of if np.isin(job.seeds[job.places(chunk)[1]], wanted).any()]
         missing = _take(job, table, store, bar, asked)
         own = [chunk for chunk in missing if number_of[chunk] % processes == process]
         done = 0
@@ -175,8 +174,8 @@ def _run_stored(
             for chunk, values in results:
                 replaced = present.get((chunk.group, chunk.number), ())
                 store.write_chunk(chunk.group, chunk.number, values, replaced)
-                table.fill(job.lanes_of(chunk), values)
-                bar.update(chunk.lanes)
+                table.fill(job.places(chunk), values)
+                bar.update(len(chunk.lanes))
                 done += 1
                 if caught:
                     break
@@ -193,13 +192,13 @@ def _take(job: Job, table: Table, store: Store, bar: tqdm.tqdm, chunks: Sequence
     present, missing = store.chunks(), []
     for chunk in chunks:
         paths = present.get((chunk.group, chunk.number), [])
-        found = (store.read_chunk(path, chunk.lanes) for path in paths)
+        found = (store.read_chunk(path, len(chunk.lanes)) for path in paths)
         values = next((v for v in found if v is not None), None)
         if values is None:
             missing.append(chunk)
         else:
-            table.fill(job.lanes_of(chunk), values)
-            bar.update(chunk.lanes)
+            table.fill(job.places(chunk), values)
+            bar.update(len(chunk.lanes))
     return missing
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from jaxstab.engine.cut import Cut
 from jaxstab.engine.label import WORDS, Layout, Table
 from jaxstab.errors import UsageError
 from jaxstab.names import CALLABLE
@@ -240,24 +241,19 @@ def open_store(path: str | os.PathLike[str], keep: Sequence[str] | None = None) 
     ]
     table = Table(layout, shapes)
     found, damaged = store.chunks(), 0
-    for key, paths in found.items():
-        members = np.array(manifest["groups"][key[0]]["members"])
-        lanes = lanes_of_chunk(manifest, key)
+    for (number, chunk), paths in found.items():
+        group = manifest["groups"][number]
+        members = np.array(group["members"])
+        cut = Cut(len(members), len(manifest["layout"]["seeds"]), group["tile"], group["tiles_per_chunk"])
+        lanes = cut.chunk(chunk)
         values = next(
             (v for v in (store.read_chunk(p, len(lanes), keep) for p in paths) if v is not None), None
         )
         damaged += values is None
         if values is not None:
-            table.fill((members[lanes % len(members)], lanes // len(members)), values)
+            configuration, seed = cut.places(lanes)
+            table.fill((members[configuration], seed), values)
     return table.dataset({"store": str(path), "damaged_chunks": damaged})
-
-
-def lanes_of_chunk(manifest: Mapping[str, Any], key: tuple[int, int]) -> np.ndarray:
-    """Numbers of the lanes that a chunk holds: of C configurations, lane i is number i % C of seed i // C."""
-    group = manifest["groups"][key[0]]
-    size = group["tile"] * group["tiles_per_chunk"]
-    total = len(group["members"]) * len(manifest["layout"]["seeds"])
-    return np.arange(key[1] * size, min((key[1] + 1) * size, total))
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def measure_tiles(
     tiles: Sequence[int] = TILES,
 ) -> list[Measured]:
     """Run every Spec of a sweep at every tile: compiled first, then the median of rounds over all tiles in turn."""
-    ruled = [outline.tile for outline in Job(family, space, seeds, keep, devices, None).outlines]
+    ruled = [group.cut.tile for group in Job(family, space, seeds, keep, devices, None).groups]
     jobs = {
         tile: Job(family, space, seeds, keep, devices, tile) for tile in sorted({*tiles, *ruled})
     }  # the rule's own may lie outside
@@ -68,4 +68,4 @@ def _lanes_a_second(job: Job, group: int, most: int | None = None) -> float:
     start = time.perf_counter()
     for _ in job.run(chunks):
         pass
-    return sum(chunk.lanes for chunk in chunks) / (time.perf_counter() - start)
+    return sum(len(chunk.lanes) for chunk in chunks) / (time.perf_counter() - start)

@@ -52,9 +52,10 @@ class Family:
     `dims` names the axes of each output that is no scalar; `outputs` says more of them, each name with its
     `Output`. `shared(spec)` is data that every lane reads. `predict(spec, hparams)` is theory's twin of the outputs, of
     one configuration, or `Vectorized` of many at once. `labels` are coordinates, by name, that tell the places along an
-    output's dimension apart, the same for every Spec. A trial finds its own fate: it returns `status`, an index into
-    `flags`. Where it returns none, a lane is `nonfinite` if any number of any of its outputs is not finite, but for
-    those that may be undefined.
+    output's dimension apart, the same for every Spec. `HParams` may have a method `validate(spec)` that raises
+    UsageError; its fields are then numbers, or arrays [configuration] of many at once. A trial finds its own fate: it
+    returns `status`, an index into `flags`. Where it returns none, a lane is `nonfinite` if any number of any of its
+    outputs is not finite, but for those that may be undefined.
     """
 
     name: str
@@ -115,20 +116,24 @@ class Family:
         """Names that an axis of a space may bear."""
         return [*self.spec_types, *self.hparam_types]
 
-    def configure(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        """One (Spec, HParams) of named values, coerced by their annotations; the rest by default."""
-        for name in settings:
-            require_choice(name, self.parameters, f"axis of family {self.name!r}:")
-        values = {
-            name: coerce(name, annotation, settings[name])
-            for name, annotation in {**self.spec_types, **self.hparam_types}.items()
-            if name in settings
-        }
-        missing = [n for n in self._required() if n not in settings]
+    def require_names(self, names: Iterable[str]) -> None:
+        """Refuse a name that is no parameter, and a parameter without a default that is not among them."""
+        given = [require_choice(name, self.parameters, f"axis of family {self.name!r}:") for name in names]
+        missing = [name for name in self._required() if name not in given]
         if missing:
             raise UsageError(
                 f"family {self.name!r} has no default for {', '.join(missing)}: give a value or an axis."
             )
+
+    def coerce(self, name: str, value: Any) -> Any:
+        """A parameter's value as its annotation has it."""
+        types = self.spec_types if name in self.spec_types else self.hparam_types
+        return coerce(name, types[name], value)
+
+    def configure(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """One (Spec, HParams) of named values, coerced by their annotations; the rest by default."""
+        self.require_names(settings)
+        values = {name: self.coerce(name, settings[name]) for name in self.parameters if name in settings}
         spec = self.Spec(**{n: v for n, v in values.items() if n in self.spec_types})
         hparams = self.HParams(**{n: v for n, v in values.items() if n in self.hparam_types})
         if hasattr(hparams, "validate"):
@@ -203,6 +208,13 @@ def family(
         name=name or f.__name__, Spec=spec_type, HParams=hparams_type, make_trial=make_trial,
         dims=dict(dims or {}), shared=shared, predict=predict, flags=flags, outputs=dict(outputs or {}),
     )  # fmt: skip
+
+
+def require_all(holds: Any, name: str, values: Any, wanted: str) -> None:
+    """UsageError that names the first of `values` (a number, or an array of many) where `holds` does not."""
+    given, bad = np.broadcast_arrays(np.asarray(values), ~np.asarray(holds, bool))
+    if bad.any():
+        raise UsageError(f"{name}={given[bad][0]}: {wanted}")
 
 
 def _keyword_parameters(f: Callable[..., Any], positional: int) -> dict[str, inspect.Parameter]:

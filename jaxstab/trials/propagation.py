@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxstab import random
@@ -24,7 +25,7 @@ from jaxstab.nets import stacks
 from jaxstab.theory import activations
 from jaxstab.theory.floats import power_of_two
 from jaxstab.trials import signals
-from jaxstab.trials.family import Family, Trial
+from jaxstab.trials.family import Family, Trial, require_all
 from jaxstab.trials.outputs import Doc, Output
 from jaxstab.trials.prediction import predict
 from jaxstab.typing import Activation
@@ -111,8 +112,8 @@ class HParams(NamedTuple):
 
     def validate(self, spec: Spec) -> None:
         """Refuse a negative standard deviation."""
-        if self.sigma_b < 0:
-            raise UsageError(f"sigma_b={self.sigma_b}: a standard deviation is at least 0.")
+        holds = ~(np.asarray(self.sigma_b) < 0)
+        require_all(holds, "sigma_b", self.sigma_b, "a standard deviation is at least 0.")
 
 
 class Stream(NamedTuple):

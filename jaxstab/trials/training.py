@@ -19,7 +19,7 @@ from jaxstab.errors import UsageError, canonicalize
 from jaxstab.nets import initializers
 from jaxstab.nets.mlp import make_mlp
 from jaxstab.theory import activations
-from jaxstab.trials.family import Family, Trial
+from jaxstab.trials.family import Family, Trial, require_all
 from jaxstab.trials.fitting import ORDERS, Task, fit, matrices, norm_of_matrices
 from jaxstab.trials.outputs import Doc, Output
 from jaxstab.typing import Activation
@@ -84,20 +84,22 @@ class HParams(NamedTuple):
     def validate(self, spec: Spec) -> None:
         """Refuse numbers that cannot be meant, naming them."""
         for name in ("learning_rate", "weight_decay", "l1", "momentum"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)}: a finite number, 0 or more, is wanted.")
-        if not self.clip_norm > 0:
-            raise UsageError(f"clip_norm={self.clip_norm}: a number above 0 is wanted; infinity is off.")
-        if any(not 0 <= rate <= 1 for rate in self.dropout):
-            raise UsageError(f"dropout={self.dropout}: a rate is a probability.")
+            values = np.asarray(getattr(self, name))
+            require_all(
+                (values >= 0) & (values < math.inf), name, values, "a finite number, 0 or more, is wanted."
+            )
+        clip = np.asarray(self.clip_norm)
+        require_all(clip > 0, "clip_norm", clip, "a number above 0 is wanted; infinity is off.")
         if len(self.dropout) not in (0, len(spec.hidden)):
             raise UsageError(
-                f"dropout={self.dropout}: one rate for each of {len(spec.hidden)} hidden layers is wanted."
+                f"dropout: {len(self.dropout)} rates; one for each of {len(spec.hidden)} hidden layers is wanted."
             )
-        if self.momentum and spec.optimizer not in ("sgd", "sgdw"):
-            raise UsageError(
-                f"momentum={self.momentum}: {spec.optimizer} has moments of its own; choose sgd or sgdw."
-            )
+        for rate in map(np.asarray, self.dropout):
+            require_all((rate >= 0) & (rate <= 1), "dropout", rate, "a rate is a probability.")
+        if spec.optimizer not in ("sgd", "sgdw"):
+            momentum = np.asarray(self.momentum)
+            wanted = f"{spec.optimizer} has moments of its own; choose sgd or sgdw."
+            require_all(momentum == 0, "momentum", momentum, wanted)
 
 
 def make_update(optimizer: str, hparams: HParams) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ import pytest
 
 import jaxstab
 from experiments.benchmarks import contract
-from jaxstab.engine import plan
+from jaxstab.engine.lane import Arguments, Lane, keeping, trace
 
 DEAR = ("propagation", "overflow", "one_entry", "training", "mlp", "dropout", "symmetry", "vanishing")
 """Whose programs compile longest: fewer subsets of their outputs here."""
@@ -48,21 +48,16 @@ def test_healthy_lanes_of_one_entry_are_ok_and_overflowing_ones_never():
 def test_a_fate_that_follows_the_kept_outputs_is_seen(monkeypatch):
     """The check fails on the fault that it is there for, and on a value that is off by a hundredth."""
 
-    def forgetful(family, spec, keep):
-        trial = family.make_trial(spec)
-
-        def lane(seed, hparams):
-            outputs = trial(jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed), hparams)
-            kept = {name: jnp.asarray(outputs[name]) for name in sorted(outputs if keep is None else keep)}
-            return {**kept, "status": family.lane_status(kept)}
-
-        return lane
+    def forgetful(self, seed, hparams):
+        kept = {name: value for name, value in real(self, seed, hparams).items() if name != "status"}
+        return {**kept, "status": another.lane_status(kept).astype(jnp.int8)}
 
     whole = contract.sweep("users")
     assert contract.differences(whole.assign(path=whole.path * 1.01), whole) == ["path"]
     another = dataclasses.replace(contract.walk)  # one of which nothing has been traced
     monkeypatch.setattr(contract, "load", lambda name: another)
-    monkeypatch.setattr(plan, "kept_lane", forgetful)
+    real = Lane.__call__
+    monkeypatch.setattr(Lane, "__call__", forgetful)
     failed = [one for one in contract.check("users") if not one.passed]
     assert "only count" in [one.what for one in failed]
     assert {one.said for one in failed} == {"status"}
@@ -146,8 +141,9 @@ def test_fewer_seeds_than_stored_are_read_from_the_store(tmp_path):
 def count_loops(keep: tuple[str, ...]) -> int:
     """Loops in the compiled program of one lane."""
     spec, hparams = jaxstab.propagation.configure({"depth": 6, "width": 8, "batch": 2})
-    lane = plan.kept_lane(jaxstab.propagation, spec, keep)
     numbers = jax.tree.map(jnp.float32, hparams)
+    columns = jax.tree.map(lambda x: x[None], numbers)
+    lane = keeping(trace(jaxstab.propagation, spec, Arguments.of(columns, ())), keep)
     return jax.jit(lane).lower(jnp.uint32(0), numbers).compile().as_text().count(" while(")
 
 

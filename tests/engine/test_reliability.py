@@ -46,8 +46,8 @@ def test_devices_change_no_bit_of_a_training(whole, devices):
 @pytest.mark.parametrize("tiles", [1, 2, 5])
 def test_tiles_in_flight_change_no_bit_of_a_training(whole, tiles):
     job = Job(descent, SPACE, SEEDS, None, 1, 2)
-    (old,), group = job.programs, job.groups[0]
-    program = make_program(old.family, old.spec, old.keep, old.tile, max(2, tiles), job.devices)
+    (group,) = job.groups
+    program = make_program(group.lane, group.cut.tile, max(2, tiles), job.devices)
     for first in range(0, 60, tiles * 2):
         lanes = np.arange(first, min(first + tiles * 2, 60))
         numbers = jax.tree.map(lambda x, own=lanes % 3: x[own], group.hparams)
