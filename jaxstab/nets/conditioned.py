@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import random
 from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
-from jaxstab.theory.floats import power_of_two
+from jaxstab.scaling import power_of_two
 from jaxstab.typing import Scalar
 
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.reductions import absmax
-from jaxstab.theory.floats import power_of_two
+from jaxstab.scaling import power_of_two
 
 DEFAULT = ("rms", "absmax")
 

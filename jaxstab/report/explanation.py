@@ -15,7 +15,7 @@ from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.theory import gains, meanfield
 from jaxstab.trials.prediction import has_theory, infinite_width, sigmas
-from jaxstab.trials.propagation import propagation
+from jaxstab.trials.propagation import HParams, Spec, propagation
 
 KEPT = (-6.0, 3.0)
 """log10 of the range that gradients should stay in, [1e-6, 1e3], of the lecture notes."""
@@ -122,8 +122,8 @@ class Explanation:
 
     def text(self, measured: xr.Dataset | None = None) -> str:
         """The facts in sentences; with a measurement [seed] of the same stack, what became of it in its dtype."""
-        spec, _ = propagation.configure(self.settings)
-        is_silent = measured is None and not has_theory(spec)
+        spec, hparams = propagation.configure(self.settings)
+        is_silent = measured is None and not has_theory(spec, hparams)
         ends = [] if is_silent else _describe_ends(self.forecast, spec, measured)
         return " ".join([*self.sentences, *ends])
 
@@ -147,9 +147,9 @@ def explain(**settings: Any) -> Explanation:
     predicted = propagation.predict(spec, hparams)
     forecast = {n: x.item() for n, x in predicted.items() if n.startswith(ends)}
     holds = [not np.isnan(predicted[f"log10_{way}_rms"]).any() for way in ("forward", "backward")]
-    if not has_theory(spec):
+    if not has_theory(spec, hparams):
         nothing = np.full(max(spec.depth - 1, 0), np.nan)
-        silent = f"No theory is known for kind={spec.kind}, init={spec.init}: what is measured is all there is to say."
+        silent = f"No theory is known for {_unknown(spec, hparams)}: what is measured is all there is to say."
         unknown = (nothing, nothing, "", math.nan, math.nan, False, False)
         return Explanation(settings, math.nan, math.nan, *unknown, forecast, (), (silent,))
     sigma_w, sigma_b = map(float, sigmas(spec, hparams))
@@ -160,6 +160,14 @@ def explain(**settings: Any) -> Explanation:
         _find_advice(spec, hparams, sigma_w, sigma_b), (),
     )  # fmt: skip
     return dataclasses.replace(facts, sentences=tuple(_sentences(facts, spec)))
+
+
+def _unknown(spec: Spec, hparams: HParams) -> str:
+    """The settings of a stack that no theory speaks of."""
+    said = [f"kind={spell(spec.kind)}", f"init={spec.init}"]
+    said += [f"branch_matrices={spec.branch_matrices}"] * (spec.branch_matrices > 1)
+    said += [f"skip_scale={hparams.skip_scale:g}"] * (spec.kind == "residual" and hparams.skip_scale != 1)
+    return ", ".join(said) + " with dropout" * bool(hparams.dropout)
 
 
 def _rates(spec: Any, hparams: Any) -> tuple[np.ndarray, np.ndarray]:

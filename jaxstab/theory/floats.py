@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 from scipy.special import ndtri
 
 from jaxstab.errors import UsageError, require_choice
@@ -48,14 +47,6 @@ FLOATS: Mapping[str, FloatRange] = MappingProxyType(
     {dtype: _range_of(dtype) for dtype in ("float16", "bfloat16", "float32")}
 )
 """Ranges by dtype name, as jax.numpy.finfo has them."""
-
-
-def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """2^exponent, float32 and exact, by its bits; exponents outside [-126, 127] are taken as the nearer end.
-
-    A product with it is `ldexp`, which costs many times as much on the CPU, wherever the result is no subnormal.
-    """
-    return jax.lax.bitcast_convert_type((jnp.clip(exponent, -126, 127) + 127) << 23, jnp.float32)
 
 
 @functools.lru_cache(maxsize=8)

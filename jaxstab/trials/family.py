@@ -41,7 +41,7 @@ class Vectorized:
 
     def __call__(self, spec: Any, hparams: Any) -> dict[str, np.ndarray]:
         """The theory of one configuration."""
-        arrays = type(hparams)(*(np.asarray(value)[None] for value in hparams))
+        arrays = jax.tree.map(lambda value: np.asarray(value)[None], hparams)
         return {name: value[0] for name, value in self.many(spec, arrays).items()}
 
 
@@ -293,6 +293,6 @@ def coerce(name: str, annotation: Any, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
             raise UsageError(f"{name}={value!r}: a whole number is wanted.")
         return int(value)
-    if isinstance(annotation, type) and not isinstance(value, annotation):
+    if isinstance(annotation, type) and annotation is not Any and not isinstance(value, annotation):
         raise UsageError(f"{name}={value!r}: a value of type {annotation.__name__} is wanted.")
     return value

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxstab.nets import initializers
-from jaxstab.nets.stacks import GAUSSIAN
+from jaxstab.nets.weights import GAUSSIAN
 from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.trajectory import Trajectory, trajectory
 from jaxstab.trials.family import Vectorized
@@ -44,9 +44,20 @@ def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:
     return abs(std * math.sqrt(spec.width) * hparams.gain), np.hypot(hparams.sigma_b, own)
 
 
-def has_theory(spec: Any) -> bool:
-    """Whether mean-field theory speaks of this Spec: weights of mean 0, and no gates."""
-    return spec.kind != "lstm" and spec.init != "constant"
+def has_theory(spec: Any, hparams: Any) -> bool:
+    """Whether mean-field theory speaks of these stacks: kinds it walks, weights of mean 0, no dropout."""
+    is_walked = spec.kind in ("plain", "residual", "normalized", "recurrent") and spec.branch_matrices == 1
+    return (
+        is_walked
+        and spec.init != "constant"
+        and not hparams.dropout
+        and bool(np.any(_skips_whole(spec, hparams)))
+    )
+
+
+def _skips_whole(spec: Any, hparams: Any) -> np.ndarray:
+    """Where a residual branch is added to all of its input, as mean field has it; True of other kinds."""
+    return np.asarray((np.asarray(hparams.skip_scale) == 1) | (spec.kind != "residual"))
 
 
 def has_spread(spec: Any) -> bool:
@@ -56,7 +67,8 @@ def has_spread(spec: Any) -> bool:
 
 def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, np.ndarray]:
     """(the infinitely wide stack's layers, sigma_w, sigma_b, branch_scale), of hyperparameters [configuration]."""
-    gain, sigma_b, branch_scale, _ = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in hparams))
+    used = (hparams.gain, hparams.sigma_b, hparams.branch_scale)
+    gain, sigma_b, branch_scale = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in used))
     sigma_w, sigma_b = sigmas(spec, hparams._replace(gain=gain, sigma_b=sigma_b))
     walked = trajectory(
         spec.activation, spec.depth, sigma_w, sigma_b, kind=_kind(spec), branch_scale=branch_scale,
@@ -76,8 +88,16 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     *_low, *_high: 95 % of networks of this width, exact for linear and ReLU stacks without bias
     (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
-    if not has_theory(spec):
+    if not has_theory(spec, hparams):
         return _nothing(spec, len(np.atleast_1d(hparams.gain)))
+    known = _skips_whole(spec, hparams)
+    if not known.all():
+        told = _predict(spec, hparams._replace(skip_scale=np.ones_like(known, float)))
+        silent = _nothing(spec, len(known))
+        return {
+            name: np.where(known.reshape(-1, *(1,) * (value.ndim - 1)), value, silent[name])
+            for name, value in told.items()
+        }
     walked, sigma_w, sigma_b, branch_scale = _walk(spec, hparams)
     values = _variables(walked, spec.batch)
     ends = breaking.forecast(

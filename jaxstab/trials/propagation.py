@@ -9,8 +9,9 @@ the logarithms. Layers count from 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -21,15 +22,33 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import random
 from jaxstab.errors import UsageError, canonicalize
-from jaxstab.nets import stacks
+from jaxstab.names import spell
+from jaxstab.nets.layers import register
+from jaxstab.nets.layers.layer import (
+    Layer,
+    Numbers,
+    Params,
+    State,
+    end,
+    gradient_rms,
+    in_dtype,
+    is_homogeneous,
+    is_reused,
+    noting,
+    signal,
+    start,
+)
+from jaxstab.nets.weights import Weights
+from jaxstab.scaling import exponent_of, power_of_two, rms
 from jaxstab.theory import activations
-from jaxstab.theory.floats import power_of_two
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial, require_all
 from jaxstab.trials.outputs import Doc, Output
 from jaxstab.trials.prediction import predict
 from jaxstab.typing import Activation
 
+VJP: TypeAlias = Any
+"""What `jax.vjp` returns: a pytree that holds what the way back needs of the way there."""
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("default", "high", "highest")
 STORED_DRAWS_BYTES = 64 * 2**20
@@ -51,24 +70,29 @@ class Spec:
     batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
     activation: Annotated[Activation, Doc("activation function")] = "tanh"
     init: Annotated[str, Doc("initialization of the weights")] = "xavier_normal"
-    kind: Annotated[str, Doc("kind of stack")] = "plain"
+    kind: Annotated[Any, Doc("kind of stack, or its layer")] = "plain"
     sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law without")] = "dense"
     dtype: Annotated[str, Doc("format of the signal and of the gradient")] = "float32"
     precision: Annotated[str, Doc("precision of matrix products")] = "highest"
+    branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
+    sublayers: Annotated[str, Doc("what the layers of a transformer are")] = "ffn"
+    tokens: Annotated[int, Doc("tokens of an input; 0: inputs are single vectors")] = 0
+    heads: Annotated[int, Doc("heads of attention")] = 1
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "batch"):
             if not 1 <= getattr(self, name) < MOST_ENTRIES:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
+        if self.tokens < 0:
+            raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
+        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS, "sublayers": register.SUBLAYERS})
+        activations.canonicalize(self)
+        if isinstance(self.kind, str):
+            canonicalize(self, {"kind": register.KINDS})
+        for name in ("init", "sampler"):
+            object.__setattr__(self, name, getattr(self.weights, name))
         self._require_arrays()
-        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS})
-        for name in (
-            "activation",
-            "init",
-            "kind",
-            "sampler",
-        ):  # of the stack, which refuses what no stack has
-            object.__setattr__(self, name, getattr(self.stack, name))
+        self._require_layer()
 
     def _require_arrays(self) -> None:
         """Refuse arrays that XLA cannot index: 2^31 entries or more."""
@@ -88,18 +112,40 @@ class Spec:
                 f" width={fitting} would fit, or sampler='conditioned', which draws no matrix where examples are few."
             )
 
-    @property
-    def stack(self) -> stacks.Stack:
-        """The stack that this Spec describes."""
-        return stacks.Stack(self.width, self.activation, self.init, self.kind, self.sampler, self.precision)
+    def _require_layer(self) -> None:
+        """Refuse a layer that cannot be one, and one that wants tokens where there are none."""
+        if not isinstance(self.kind, (str, Layer)):
+            choices = ", ".join(register.KINDS)
+            raise UsageError(
+                f"kind={spell(self.kind)}: a name, or an object with draw(key, numbers) and"
+                f" __call__(params, state, numbers), is wanted. Choices: {choices}."
+            )
+        attends = self.kind in register.ATTENDING or (
+            self.kind in register.ORDERS and self.sublayers != "ffn"
+        )
+        if attends and not self.tokens:
+            raise UsageError(f"kind={self.kind!r} attends to tokens: give tokens=, 1 or more.")
+        self.layer  # noqa: B018 - refuses what it cannot be made of
 
     @property
-    def draws_bytes(self) -> int:
-        """Bytes of one lane's matrices in float32, or of what stands for them where layers are drawn in law."""
-        if self.sampler == "conditioned":
-            return 4 * self.depth * 2 * self.batch * self.width  # the inputs' frame and as many normals
-        layers = self.depth if self.kind in stacks.USED_ONCE else 1
-        return 4 * layers * self.stack.blocks * self.width**2
+    def weights(self) -> Weights:
+        """How this Spec's weights are drawn."""
+        return Weights(self.init, self.sampler, self.precision)
+
+    @property
+    def layer(self) -> Layer:
+        """The layer that this Spec describes, or holds."""
+        if not isinstance(self.kind, str):
+            return self.kind
+        return register.make_layer(
+            self.kind, self.width, self.activation, self.weights, branch_matrices=self.branch_matrices,
+            sublayers=self.sublayers, heads=self.heads,
+        )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the inputs: [batch, width], or [batch, tokens, width]."""
+        return (self.batch, self.tokens, self.width) if self.tokens else (self.batch, self.width)
 
 
 class HParams(NamedTuple):
@@ -109,62 +155,76 @@ class HParams(NamedTuple):
     sigma_b: Annotated[float, Doc("standard deviation of the biases")] = 0.0
     branch_scale: Annotated[float, Doc("factor on a residual branch")] = 1.0
     forget_bias: Annotated[float, Doc("bias of an LSTM's forget gate")] = 1.0
+    skip_scale: Annotated[float, Doc("factor on what a residual branch is added to")] = 1.0
+    qk_scale: Annotated[float, Doc("factor on the logits of attention")] = 1.0
+    dropout: Annotated[tuple[float, ...], Doc("dropout rate of every layer; none: no dropout")] = ()
 
     def validate(self, spec: Spec) -> None:
-        """Refuse a negative standard deviation."""
+        """Refuse a negative standard deviation, and rates that are none."""
         holds = ~(np.asarray(self.sigma_b) < 0)
         require_all(holds, "sigma_b", self.sigma_b, "a standard deviation is at least 0.")
+        if len(self.dropout) > 1:
+            raise UsageError(f"dropout: {len(self.dropout)} rates; one for all layers, or none, is wanted.")
+        for rate in map(np.asarray, self.dropout):
+            require_all((rate >= 0) & (rate <= 1), "dropout", rate, "a rate is a probability.")
 
 
 class Stream(NamedTuple):
     """A signal on its way: the true state is `state * 2**exponent`."""
 
-    state: stacks.State
+    state: State
     exponent: Int[Array, ""]
 
-    def normalized(self) -> Stream:
+    def rescaled(self) -> Stream:
         """The same signal, its largest magnitude brought to [1/2, 1)."""
-        exponent = jnp.maximum(signals.exponent_of(self.state.h), signals.exponent_of(self.state.c)) \
-            if self.state.c.size else signals.exponent_of(self.state.h)  # fmt: skip
+        exponents = [exponent_of(x) for x in jax.tree.leaves(self.state)]
+        exponent = functools.reduce(jnp.maximum, exponents)
         scale = power_of_two(-exponent)
-        state = jax.tree.map(lambda x: x * scale, self.state)
-        return Stream(state, self.exponent + exponent)
+        return Stream(jax.tree.map(lambda x: x * scale, self.state), self.exponent + exponent)
 
 
-PullBack: TypeAlias = Callable[[Float[Array, "batch units"]], tuple[Float[Array, "batch width"]]]
-
-
-class Layer(NamedTuple):
-    """What the backward pass needs of one layer: its draws (or their key), and each stream on its way through."""
+class Passage(NamedTuple):
+    """What the backward pass needs of one layer: its key, and of each stream what went in or the way back."""
 
     key: jax.Array
-    parameters: dict[str, Array]
-    inputs: dict[str, Stream]
-    preactivations: dict[str, Float[Array, "batch units"]]
-    pulls: dict[str, PullBack]
+    streams: dict[str, Stream]
+    pulls: dict[str, VJP]
 
 
 class Walk:
-    """One stack with its numbers, walked forward and backward over the same draws."""
+    """One stack with its numbers, walked forward and backward over the same draws.
+
+    A stream is differentiated layer by layer, by `jax.vjp` of the layer. What that keeps of a layer is stored as a
+    whole where its draws are small; else without them, and they are drawn again; in law, where there is nothing but
+    draws, the layer is walked again.
+    """
 
     def __init__(self, spec: Spec, hparams: HParams, key: jax.Array):
-        self.spec, self.stack = spec, spec.stack
-        self.numbers = stacks.Numbers(*hparams)
+        self.spec, self.layer = spec, spec.layer
+        self.numbers = Numbers(*hparams)
         self.dtype = jnp.dtype(spec.dtype)
-        self.carries_scale = self.stack.is_homogeneous
+        self.carries_scale = is_homogeneous(self.layer)
         # forward, one stream serves both purposes where neither the dtype nor the scale sets them apart
         self.streams = ("real", "scaled") if self.carries_scale or self.dtype != jnp.float32 else ("real",)
-        self.stores_draws = spec.draws_bytes <= STORED_DRAWS_BYTES
-        # a matrix is all that its pull-back needs; a layer drawn in law would have to be drawn again for it
-        self.stores_pulls = self.stores_draws and spec.sampler == "conditioned"
         self.input_key, self.layers_key, self.readout_key = random.split(key, 3)
-        self.is_drawn_once = spec.kind not in stacks.USED_ONCE
-        self.once = self.stack.draw(self.layers_key, self.numbers) if self.is_drawn_once else {}
+        self.once = self.layer.draw(self.layers_key, self.numbers) if is_reused(self.layer) else None
+        self.stores_draws = self.once is None and self._draws_bytes() <= STORED_DRAWS_BYTES
+        self.stores_pulls = self.stores_draws or spec.sampler == "dense"
 
-    def draw(self, key: jax.Array) -> dict[str, Array]:
-        return self.once if self.is_drawn_once else self.stack.draw(key, self.numbers)
+    def draw(self, key: jax.Array) -> Params:
+        """What one layer draws."""
+        return self.layer.draw(key, self.numbers) if self.once is None else self.once
 
-    def streams_of(self, state: stacks.State) -> dict[str, Stream]:
+    def _draws_bytes(self) -> int:
+        """Bytes of a lane's draws in float32, or of what stands for them where layers are drawn in law."""
+        if self.spec.sampler == "conditioned":
+            return (
+                4 * self.spec.depth * 2 * math.prod(self.spec.shape)
+            )  # the inputs' frame and as many normals
+        shapes = jax.eval_shape(lambda: self.layer.draw(self.layers_key, self.numbers))
+        return self.spec.depth * sum(x.size * 4 for x in jax.tree.leaves(shapes))
+
+    def streams_of(self, state: State) -> dict[str, Stream]:
         """A float32 state as every stream has it at its start."""
         zero = jnp.int32(0)
         streams = {"real": Stream(jax.tree.map(lambda x: x.astype(self.dtype), state), zero)}
@@ -172,97 +232,121 @@ class Walk:
             streams["scaled"] = Stream(state, zero)
         return streams
 
-    def forward(self) -> tuple[Layer, dict[str, Array]]:
-        """All layers (stacked on axis 0) and what was seen of each."""
-        shape = (self.spec.batch, self.spec.width)
-        start = self.stack.start(random.normal(self.input_key, shape))
+    def through(self, params: Params, stream: Stream) -> tuple[State, VJP, list[Array]]:
+        """A layer's next state, the map of gradients back through it, what its activation was applied to."""
 
-        def draw_bias(index: Array) -> Array:
-            key = random.fold_in(self.layers_key, index)
-            return self.once["bias"] if self.is_drawn_once else self.stack.draw_bias(key, self.numbers)
+        def call(params: Params, state: State) -> tuple[State, list[Array]]:
+            with noting() as noted:
+                after = self.layer(params, state, self.numbers)
+            return after, noted
 
-        def body(carried: tuple[dict[str, Stream], Array], index: Array) -> tuple[Any, Any]:
-            streams, bias = carried
+        given = in_dtype(params, signal(stream.state).dtype, stream.exponent)
+        return jax.vjp(call, given, stream.state, has_aux=True)
+
+    def forward(self) -> tuple[Passage, dict[str, Stream], dict[str, Array]]:
+        """All layers' passages (stacked on axis 0), the streams behind the last, and what was seen of each layer."""
+        begun = start(self.layer, random.normal(self.input_key, self.spec.shape))
+
+        def body(streams: dict[str, Stream], index: Array) -> tuple[Any, Any]:
             key = random.fold_in(self.layers_key, index)
-            parameters = self.draw(key) | {"bias": bias}
-            after, seen, preactivations, pulls = {}, {}, {}, {}
+            params = self.draw(key)
+            after, seen, pulls = {}, {}, {}
             for name, stream in streams.items():
-                linear, pulls[name] = self.linear(parameters, stream.state.h)
-                z = self.stack.preactivations(parameters, linear, stream.exponent)
-                state, observed = self.stack.activate(z, stream.state, self.numbers)
-                after[name], preactivations[name] = Stream(state, stream.exponent), z
+                state, pull, noted = self.through(params, stream)
+                after[name], pulls[name] = Stream(state, stream.exponent), pull
                 if name == "real":
-                    seen = self.observe(state.h, observed)
+                    seen = self.observe(signal(state), noted)
                 if name == "scaled" and self.carries_scale:
-                    after[name] = after[name].normalized()
+                    after[name] = after[name].rescaled()
             scaled = after[self.streams[-1]]
-            seen["log10_forward_rms"] = signals.log10_rms(scaled.state.h, scaled.exponent)
-            stored = {} if self.is_drawn_once or not self.stores_draws else parameters
-            layer = Layer(key, stored, streams, preactivations, pulls if self.stores_pulls else {})
-            # a bias is drawn one layer ahead: XLA would draw it where it is added, again for every example
-            return (after, draw_bias(index + 1)), (layer, seen)
+            seen["log10_forward_rms"] = signals.log10_rms(signal(scaled.state), scaled.exponent)
+            if not self.stores_draws:
+                pulls = {name: without_draws(pull) for name, pull in pulls.items()}
+            if self.stores_pulls:
+                streams = {name: stream._replace(state=None) for name, stream in streams.items()}
+            return after, (Passage(key, streams, pulls if self.stores_pulls else {}), seen)
 
-        first = (self.streams_of(start), draw_bias(jnp.int32(0)))
-        _, (layers, seen) = jax.lax.scan(body, first, jnp.arange(self.spec.depth))
-        return layers, seen
+        streams, (passages, seen) = jax.lax.scan(body, self.streams_of(begun), jnp.arange(self.spec.depth))
+        return passages, streams, seen
 
-    def observe(self, h: Float[Array, "batch width"], z: Float[Array, "batch units"]) -> dict[str, Array]:
-        """Statistics of one layer's activations h, which came of the preactivations z."""
-        phi = activations.resolve(self.spec.activation)
-        slope = lambda x: jnp.abs(activations.derivative(phi)(x))  # noqa: E731
-        # the largest slope is found in the program itself: a sweep compiles its programs and nothing else
-        flat = slope(z.astype(jnp.float32)) < 0.01 * jnp.nanmax(slope(jnp.linspace(-20.0, 20.0, 2001)))
+    def observe(self, h: Float[Array, "batch ..."], noted: list[Array]) -> dict[str, Array]:
+        """Statistics of one layer's activations h, which came of the preactivations that it noted."""
         seen = {f"forward_{name}": value for name, value in signals.describe(h).items()}
         seen["zero_fraction"] = seen.pop("forward_zero_fraction")
-        seen["saturated_fraction"] = jnp.mean(flat.astype(jnp.float32))
+        seen["saturated_fraction"] = self.saturated(noted)
         seen["correlation"] = signals.mean_cosine(h)
         return seen | {f"forward_{k}": v for k, v in signals.is_bad(h).items()}
 
-    def backward(self, layers: Layer) -> dict[str, Array]:
-        """The gradient of a random linear read-out, from the last layer to the first."""
-        shape = (self.spec.batch, self.spec.width)
-        cotangent = random.normal(self.readout_key, shape)
-        start = stacks.State(cotangent, jnp.zeros_like(self.stack.start(cotangent).c))
+    def saturated(self, noted: list[Array]) -> Float[Array, ""]:
+        """Share of units where the activation is flat; NaN of a layer that does not tell."""
+        if not noted:
+            return jnp.float32(jnp.nan)
+        derivative = activations.derivative(activations.resolve(self.spec.activation))
 
-        def body(gradients: dict[str, Stream], layer: Layer) -> tuple[Any, Any]:
-            parameters = layer.parameters or self.draw(layer.key)
-            seen = self.observe_gradient(gradients)
-            before = {}
+        def slope(x: Array) -> Array:
+            return jnp.abs(derivative(x))
+
+        # the largest slope is found in the program itself: a sweep compiles its programs and nothing else
+        largest = jnp.nanmax(slope(jnp.linspace(-20.0, 20.0, 2001)))
+        flat = [slope(z.astype(jnp.float32)) < 0.01 * largest for z in noted]
+        return jnp.mean(jnp.stack([jnp.mean(one.astype(jnp.float32)) for one in flat]))
+
+    def backward(self, passages: Passage, streams: dict[str, Stream]) -> dict[str, Array]:
+        """The gradient of a random linear read-out, from the last layer to the first."""
+        cotangent = random.normal(self.readout_key, self.spec.shape)
+
+        def body(gradients: dict[str, Stream], passage: Passage) -> tuple[Any, Any]:
+            seen, before = self.observe_gradient(gradients), {}
+            params = None if self.stores_draws else self.draw(passage.key)
             for name, gradient in gradients.items():
-                stream = name if name in layer.inputs else "real"
-                given, z = layer.inputs[stream].state, layer.preactivations[stream]
-                _, pull = jax.vjp(lambda z, state: self.stack.activate(z, state, self.numbers)[0], z, given)
-                of_z, beside = pull(gradient.state)
-                pull = layer.pulls[stream] if layer.pulls else self.linear(parameters, given.h)[1]
-                earlier = stacks.State(beside.h + pull(of_z)[0], beside.c)
+                pull = self.way_back(passage, params, name if name in self.streams else "real")
+                of_params, earlier = pull(gradient.state)
                 before[name] = Stream(earlier, gradient.exponent)
                 if name == "real":
-                    seen["weight_gradient_rms"] = signals.outer_norm_rms(given.h, of_z)
+                    seen["weight_gradient_rms"] = gradient_rms(of_params)
                 if name == "scaled":
-                    before[name] = before[name].normalized()
+                    before[name] = before[name].rescaled()
             return before, seen
 
-        gradients = {"real": self.streams_of(start)["real"], "scaled": Stream(start, jnp.int32(0))}
-        _, seen = jax.lax.scan(body, gradients, layers, reverse=True)
+        gradients = {}
+        for name in ("real", "scaled"):
+            stream = streams[name if name in self.streams else "real"]
+            _, pull = jax.vjp(lambda state: end(self.layer, state), stream.state)
+            gradients[name] = Stream(pull(cotangent.astype(signal(stream.state).dtype))[0], jnp.int32(0))
+        _, seen = jax.lax.scan(body, gradients, passages, reverse=True)
         return seen
 
-    def linear(
-        self, parameters: dict[str, Array], h: Float[Array, "batch width"]
-    ) -> tuple[Float[Array, "batch units"], PullBack]:
-        """A layer's linear part, and the map (a pytree, so that a scan can stack it) of its gradient to h's."""
-        return jax.vjp(lambda h: self.stack.linear(parameters, h, self.numbers), h)
+    def way_back(self, passage: Passage, params: Params, stream: str) -> VJP:
+        """The map of a stream's gradients through one layer, whose draws were drawn again where they are not stored."""
+        if not self.stores_pulls:
+            return self.through(params, passage.streams[stream])[1]
+        if self.stores_draws:
+            return passage.pulls[stream]
+        dtype = self.dtype if stream == "real" else jnp.dtype(jnp.float32)
+        return with_draws(passage.pulls[stream], in_dtype(params, dtype, passage.streams[stream].exponent))
 
     def observe_gradient(self, gradients: dict[str, Stream]) -> dict[str, Array]:
         """Size of the gradient with respect to one layer's activations (and cell)."""
         real, scaled = gradients["real"], gradients["scaled"]
         entries, log_entries = _joined(real.state), _joined(scaled.state)
-        seen = {"backward_rms": signals.rms(entries)}
+        seen = {"backward_rms": rms(entries)}
         seen["log10_backward_rms"] = signals.log10_rms(log_entries, scaled.exponent)
         return seen | {f"backward_{k}": v for k, v in signals.is_bad(entries).items()}
 
 
-def _joined(state: stacks.State) -> Float[Array, "batch units"]:
-    return jnp.concatenate([state.h, state.c], axis=1)
+def without_draws(pull: VJP) -> VJP:
+    """A layer's map of gradients, but for what it drew."""
+    return dataclasses.replace(pull, args_res=[None, *pull.args_res[1:]])
+
+
+def with_draws(pull: VJP, params: Params) -> VJP:
+    """The map with what was drawn, drawn again."""
+    return dataclasses.replace(pull, args_res=[tuple(jax.tree.leaves(params)), *pull.args_res[1:]])
+
+
+def _joined(state: State) -> Float[Array, "batch ..."]:
+    leaves = jax.tree.leaves(state)
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
 
 
 def first_layers(seen: Mapping[str, Array], direction: str) -> dict[str, Array]:
@@ -285,8 +369,8 @@ def make_trial(spec: Spec) -> Trial:
 
     def trial(key: jax.Array, hparams: HParams) -> dict[str, Array]:
         walk = Walk(spec, hparams, key)
-        layers, seen = walk.forward()
-        seen = seen | walk.backward(layers)
+        passages, streams, seen = walk.forward()
+        seen = seen | walk.backward(passages, streams)
         found = first_layers(seen, "forward") | first_layers(seen, "backward")
         seen = {name: seen[name] for name, row in OUTPUTS.items() if row.is_measured and row.dims}
         return seen | found | {"status": status(found)}

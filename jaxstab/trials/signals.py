@@ -2,8 +2,6 @@
 
 Everything is accumulated in float32 after an exact rescaling by a power of two, so that a standard deviation
 is right up to the largest number of the dtype (squaring first would overflow at half the exponent range).
-The power comes of frexp and its own bits, not of a division by the largest magnitude (whose reciprocal is flushed
-to zero above 2^126) nor of ldexp on the tensor (which is right too, and many times as slow).
 """
 
 from __future__ import annotations
@@ -13,34 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxstab.reductions import absmax
-from jaxstab.theory.floats import power_of_two
+from jaxstab.scaling import rescale
 
 LOG10_2 = 0.3010299956639812
-
-
-def exponent_of(x: Float[Array, ...]) -> Int[Array, ""]:
-    """The power of two just above the largest magnitude of `x`; 0 where that is zero or not finite.
-
-    At most 126, so that the reciprocal is a normal number too: above, the magnitude is up to four times it.
-    """
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)))
-    _, exponent = jnp.frexp(largest)
-    return jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -126, 126), 0)
-
-
-def rescale(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
-    """(m, e) with x = m 2^e, m in float32 with its largest magnitude in [1/2, 1) (in [1, 4) from 2^126 on).
-
-    Exact, but for entries 2^126 times smaller than the largest, which become zero.
-    """
-    exponent = exponent_of(x)
-    return x.astype(jnp.float32) * power_of_two(-exponent), exponent
-
-
-def rms(x: Float[Array, ...]) -> Float[Array, ""]:
-    """Root of the mean square of all entries, float32; right wherever the result itself is finite."""
-    m, exponent = rescale(x)
-    return jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent)
 
 
 def log10_rms(x: Float[Array, ...], exponent: Int[Array, ""] | int = 0) -> Float[Array, ""]:
@@ -49,7 +22,7 @@ def log10_rms(x: Float[Array, ...], exponent: Int[Array, ""] | int = 0) -> Float
     return jnp.log10(jnp.sqrt(jnp.mean(m * m))) + LOG10_2 * (own + exponent).astype(jnp.float32)
 
 
-def describe(x: Float[Array, "batch units"]) -> dict[str, Float[Array, ""]]:
+def describe(x: Float[Array, "batch ..."]) -> dict[str, Float[Array, ""]]:
     """Moments of all entries: mean, std (unbiased), rms, absmax, the fraction of zeros, one entry; float32."""
     m, exponent = rescale(x)
     mean = jnp.mean(m)
@@ -61,16 +34,19 @@ def describe(x: Float[Array, "batch units"]) -> dict[str, Float[Array, ""]]:
         "std": jnp.ldexp(std, exponent),
         "rms": jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent),
         "absmax": absmax(x).astype(jnp.float32),
-        "entry": x[0, 0].astype(jnp.float32),
+        "entry": x[(0,) * x.ndim].astype(jnp.float32),
         "zero_fraction": jnp.mean((x == 0).astype(jnp.float32)),
     }
 
 
-def mean_cosine(x: Float[Array, "batch units"]) -> Float[Array, ""]:
+def mean_cosine(x: Float[Array, "batch ..."]) -> Float[Array, ""]:
     """Mean cosine over all pairs of nonzero rows; NaN where there are fewer than two.
 
-    The sum over pairs is taken from |sum of unit rows|^2 = r + sum over pairs: batch x units operations.
+    Of inputs that have tokens, [batch, tokens, units], over the pairs of tokens of each input. The sum over pairs is
+    taken from |sum of unit rows|^2 = r + sum over pairs: batch x units operations.
     """
+    if x.ndim == 3:
+        return jnp.mean(jax.vmap(mean_cosine)(x))
     m, _ = jax.vmap(rescale)(x)
     norm = jnp.sqrt(jnp.sum(m * m, axis=1, keepdims=True))
     nonzero = norm > 0
@@ -79,16 +55,6 @@ def mean_cosine(x: Float[Array, "batch units"]) -> Float[Array, ""]:
     pairs = rows * (rows - 1)
     mean = (jnp.sum(jnp.sum(unit, axis=0) ** 2) - rows) / jnp.where(pairs > 0, pairs, 1.0)
     return jnp.where((pairs > 0) & jnp.all(jnp.isfinite(m)), jnp.clip(mean, -1.0, 1.0), jnp.nan)
-
-
-def outer_norm_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[Array, ""]:
-    """rms of the entries of a'b without forming the n x m matrix: |a'b|^2 = trace((a a')(b b'))."""
-    a_scaled, a_exponent = rescale(a)
-    b_scaled, b_exponent = rescale(b)
-    gram_a = jnp.matmul(a_scaled, a_scaled.T, precision="highest")
-    gram_b = jnp.matmul(b_scaled, b_scaled.T, precision="highest")
-    square = jnp.maximum(jnp.sum(gram_a * gram_b), 0.0) / (a.shape[1] * b.shape[1])
-    return jnp.ldexp(jnp.sqrt(square), a_exponent + b_exponent)
 
 
 def first_layer(found: Bool[Array, " layer"]) -> Int[Array, ""]:

@@ -230,3 +230,15 @@ def test_a_users_theory_is_of_one_configuration():
     predicted = jaxstab.predict(family=decay, rate=[0.5, 0.1], n=[2, 3])
     np.testing.assert_allclose(predicted.loss.sel(rate=0.1, n=3), [1, 0.1, 0.01])
     assert np.isnan(predicted.loss.sel(rate=0.5, n=2)[-1])
+
+
+def test_where_no_theory_is_known_there_is_none_and_its_neighbours_keep_theirs():
+    settings = {"kind": "residual", "depth": 4, "width": 64}
+    several = jaxstab.predict(skip_scale=[0.5, 1.0], **settings)
+    alone = jaxstab.predict(**settings)
+    assert np.isnan(several.forward_rms.sel(skip_scale=0.5)).all()
+    np.testing.assert_array_equal(several.forward_rms.sel(skip_scale=1.0), alone.forward_rms)
+    for unknown in ({"branch_matrices": 2}, {"dropout": 0.1}, {"kind": "pre_ln"}, {"kind": "batch_norm"}):
+        assert np.isnan(jaxstab.predict(**settings | unknown).forward_rms).all()
+    said = str(jaxstab.explain(**settings | {"branch_matrices": 2, "dropout": 0.1}))
+    assert "kind=residual, init=xavier_normal, branch_matrices=2 with dropout" in said

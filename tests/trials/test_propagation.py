@@ -55,13 +55,13 @@ def test_a_trial_sees_what_the_whole_network_has(name):
         """The random read-out, each layer's state and linear part moved by a nudge of zero."""
         h, c, signals = inputs, cell, []
         for parameters, (of_h, of_c, of_z) in zip(draws, nudges, strict=True):
-            z = jnp.matmul(h, parameters["kernel"], precision="highest") + parameters["bias"] + of_z
+            z = jnp.matmul(h, parameters["weight"].drawn, precision="highest") + parameters["bias"] + of_z
             h, c = written_out(spec.kind, phi, h, c, z, 0.5)
             h, c = h + of_h, c + of_c
             signals.append(h)
         return jnp.sum(h * jax.random.normal(walk.readout_key, (3, 12))), signals
 
-    units = draws[0]["kernel"].shape[1]
+    units = draws[0]["weight"].units
     nudges = [(jnp.zeros_like(inputs), jnp.zeros_like(cell), jnp.zeros((3, units))) for _ in range(4)]
     gradients, signals = jax.grad(read_out, has_aux=True)(nudges)
     for layer, h in enumerate(signals):

@@ -1,0 +1,112 @@
+"""A weight is what multiplies: a matrix, or its action drawn in law without it. Layers do not know which."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxstab import random
+from jaxstab.errors import UsageError, canonicalize
+from jaxstab.nets import conditioned, initializers
+from jaxstab.scaling import outer_rms
+from jaxstab.typing import Scalar
+
+SAMPLERS = ("dense", "conditioned")
+GAUSSIAN = ("normal", "lecun_normal", "xavier_normal", "kaiming_normal")
+CONDITIONED = (*GAUSSIAN, "orthogonal")
+"""Schemes whose weights can be drawn in law without their matrix: those that no rotation changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How weights are drawn, by which `init`, and how they multiply: `draw` makes one."""
+
+    init: str
+    sampler: str = "dense"
+    precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        canonicalize(self, {"init": initializers.NAMES, "sampler": SAMPLERS})
+        if self.sampler == "dense":
+            return
+        if self.init not in CONDITIONED:
+            raise UsageError(
+                f"init={self.init!r} cannot be drawn without its matrix (sampler='conditioned'): only Gaussian and"
+                f" orthogonal ones can. Choices: {', '.join(CONDITIONED)}; or sampler='dense'."
+            )
+        if self.precision != "highest":
+            raise UsageError(
+                f"precision={self.precision!r}: sampler='conditioned' forms no product whose precision could be"
+                " lowered. Choices: highest; or sampler='dense'."
+            )
+
+    def draw(self, key: jax.Array, fan_in: int, units: int, gain: Scalar, blocks: int = 1) -> Weight:
+        """A weight [fan_in, units], or `blocks` of them side by side, each drawn by the scheme times `gain`."""
+        probe = jnp.float32(0.0)
+        if self.sampler == "conditioned":
+            return Weight(key, jnp.asarray(gain, jnp.float32), probe, self, fan_in, units)
+        kernel_init = initializers.resolve(self.init)(gain=gain)
+        dense = nn.Dense(units, use_bias=False, precision=self.precision, kernel_init=kernel_init)
+        row = jnp.zeros((1, fan_in), jnp.float32)
+        keys = random.split(key, blocks) if blocks > 1 else key[None]
+        kernels: list[Any] = [dense.init(k, row)["params"]["kernel"] for k in keys]
+        return Weight(jnp.concatenate(kernels, axis=1), None, probe, self, fan_in, blocks * units)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """`weight(h)` is h W: of a matrix, or in law, where each call stands for a matrix of its own.
+
+    drawn: the matrix [fan_in, units], or the key it is drawn from in law; gain: of the latter. probe: 0, and its
+    cotangent is the rms of the loss's gradient with respect to the matrix, which is never formed.
+    """
+
+    drawn: Any  # a pytree's leaves may be other things than arrays: shapes, axes, cotangents
+    gain: Any
+    probe: Any
+    weights: Weights = dataclasses.field(metadata={"static": True})
+    fan_in: int = dataclasses.field(metadata={"static": True})
+    units: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, h: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch units"]:
+        rows = h.reshape(-1, h.shape[-1])
+        return _watch(self.probe, rows, self._times(rows)).reshape(*h.shape[:-1], self.units)
+
+    def astype(self, dtype: Any) -> Weight:
+        """The weight for signals of that dtype; what is drawn in law is rounded where it is used."""
+        return (
+            self
+            if self.weights.sampler == "conditioned"
+            else dataclasses.replace(self, drawn=self.drawn.astype(dtype))
+        )
+
+    def _times(self, rows: Float[Array, "rows fan_in"]) -> Float[Array, "rows units"]:
+        if self.weights.sampler == "dense":
+            dense = nn.Dense(self.units, use_bias=False, precision=self.weights.precision)
+            return dense.apply({"params": {"kernel": self.drawn.astype(rows.dtype)}}, rows)  # type: ignore[return-value]
+        if self.weights.init == "orthogonal":
+            return conditioned.haar_layer(self.drawn, rows, self.gain)
+        std = initializers.weight_std(self.weights.init, self.fan_in, self.units)
+        return conditioned.gaussian_layer(self.drawn, rows, std * self.gain, self.units)
+
+
+@jax.custom_vjp
+def _watch(probe: Array, h: Array, y: Array) -> Array:
+    return y
+
+
+def _watch_forward(probe: Array, h: Array, y: Array) -> tuple[Array, Array]:
+    return y, h
+
+
+def _watch_backward(h: Array, d: Array) -> tuple[Array, None, Array]:
+    return outer_rms(h, d), None, d
+
+
+_watch.defvjp(_watch_forward, _watch_backward)
