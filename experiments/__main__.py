@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,13 +46,12 @@ def main(
         for module in modules:
             print(f"{module.__name__.rsplit('.', 1)[-1]:22}{(module.__doc__ or '').splitlines()[0]}")
         return 0
-    if fashion_mnist is not None:
-        if not fashion_mnist.is_dir():
-            raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
-        os.environ["JAXSTAB_FASHION_MNIST"] = str(fashion_mnist)
+    if fashion_mnist is not None and not fashion_mnist.is_dir():
+        raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
     from jaxstab.report.runner import run_all
 
-    return 0 if run_all(modules, scale, out, {"seeds": seeds}, print) else 1
+    overrides = {"seeds": seeds, "fashion_mnist": fashion_mnist}
+    return 0 if run_all(modules, scale, out, overrides, print) else 1
 
 
 if __name__ == "__main__":

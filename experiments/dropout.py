@@ -13,6 +13,7 @@ wrong. Where there are fewer images than 60,000 there are more epochs.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -22,7 +23,7 @@ import xarray as xr
 from scipy import stats
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data.images import ImageData
 from jaxstab.nets import mlp
 from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures, substitute
@@ -49,6 +50,7 @@ class Config:
     updates: int = 600
     passes: int = 100
     layer_seeds: int = 4096
+    fashion_mnist: Path | None = None
 
 
 SCALES = {
@@ -66,11 +68,11 @@ def layer(key: jax.Array, *, p: float) -> dict[str, jax.Array]:
 
 @jaxstab.family(
     dims={**dict.fromkeys(CURVES, ("epoch",)), "entropy": ("image",), "is_wrong": ("image",)},
-    shared=lambda spec: images.load(spec.dataset),
+    shared=training.load,
 )
 def classifier(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     dataset: str,
     epochs: int,
@@ -79,7 +81,7 @@ def classifier(
 ) -> dict[str, jax.Array]:
     """One training run, and the entropy [nat] of each test image's mean prediction over dropped networks."""
     fit_key, drop_key = jax.random.split(key)
-    data = images.ImageData(*(jnp.asarray(x) for x in data))
+    data = ImageData(*(jnp.asarray(x) for x in data))
     spec = training.Spec(dataset, HIDDEN, "relu", "torch_default", epochs=epochs, batch_size=BATCH)
     numbers = training.HParams(learning_rate=RATE, dropout=rates)
     task = training.make_task(spec, numbers, data)
@@ -107,10 +109,11 @@ def classifier(
 
 def run(config: Config) -> Record:
     """The layer at five rates; the network with and without dropout."""
-    dataset, notes = substitute.images_or_digits()
-    epochs = max(10, substitute.epochs_of(config.updates, dataset, BATCH))
-    space = jaxstab.grid(rates=RATES, dataset=dataset, epochs=epochs, passes=config.passes)
-    data = jaxstab.sweep(classifier, space, config.seeds)
+    chosen = substitute.images_or_digits(config.fashion_mnist)
+    family = training.from_folder(classifier, config.fashion_mnist)
+    epochs, notes = max(10, chosen.epochs_of(config.updates, BATCH)), chosen.notes
+    space = jaxstab.grid(rates=RATES, dataset=chosen.dataset, epochs=epochs, passes=config.passes)
+    data = jaxstab.sweep(family, space, config.seeds)
     dropped = jaxstab.sweep(layer, jaxstab.grid(p=[0.0, 0.2, 0.5, 0.8, 1.0]), config.layer_seeds).dropped
     data["dropped"] = dropped.rename(seed="layer_seed")
     one = data.sel(rates="chapter")

@@ -29,7 +29,8 @@ import optax
 import xarray as xr
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import dropout as drop
 from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
@@ -68,10 +69,10 @@ SCALES = {
 }
 
 
-@jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: images.load("digits"))
+@jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: datasets.load("digits"))
 def equal_units(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     units: int,
     dtype: str,

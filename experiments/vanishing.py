@@ -19,7 +19,8 @@ import optax
 import xarray as xr
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
 from jaxstab.report.record import Record
@@ -52,11 +53,11 @@ SCALES = {
 
 
 @jaxstab.family(
-    dims={"moved": ("matrix",), "gradient": ("matrix",)}, shared=lambda spec: images.load("digits")
+    dims={"moved": ("matrix",), "gradient": ("matrix",)}, shared=lambda spec: datasets.load("digits")
 )
 def classifier(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     layers: int,
     activation: str,

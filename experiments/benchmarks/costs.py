@@ -28,6 +28,7 @@ from experiments.benchmarks.subject import regression
 from jaxstab.engine import plan
 from jaxstab.engine.job import Job
 from jaxstab.engine.store import Store
+from jaxstab.trials import training
 
 SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
 
@@ -107,6 +108,8 @@ def cores(setting: Setting) -> Iterator[Contest]:
     """
     if jax.local_device_count() == 1:
         return
+    classifier = training.from_folder(jaxstab.training, setting.fashion_mnist)
+    images = jaxstab.grid(dataset=setting.dataset, epochs=1, batch_size=256)
     families: dict[str, tuple[Callable[..., Any], int, float]] = {
         "propagation, explicit": (partial(jaxstab.propagate, keep=["forward_rms"]), 64, 1.7),
         "propagation, conditioned": (
@@ -123,7 +126,7 @@ def cores(setting: Setting) -> Iterator[Contest]:
             ), 1024, 1.7,
         ),
         "classifier": (
-            partial(jaxstab.train, dataset=setting.dataset, epochs=1, batch_size=256, keep=["train_loss"]), 16, 1.3,
+            partial(jaxstab.sweep, classifier, images, keep=["train_loss"]), 16, 1.3,
         ),
     }  # fmt: skip
     for name, (run, seeds, target) in families.items():

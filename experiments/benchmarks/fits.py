@@ -15,8 +15,8 @@ from experiments import weight_decay as decays
 from experiments.benchmarks import fit_peers, torch_chapter
 from experiments.benchmarks.race import Contest, Contestant, same_law
 from experiments.benchmarks.setting import Setting, absent_torch, best_threads
-from jaxstab.data import images
-from jaxstab.trials import fitting
+from jaxstab.data import datasets
+from jaxstab.trials import fitting, training
 
 POWERS, EPOCHS = 4, 400
 DECAY = 3
@@ -79,18 +79,19 @@ def weight_decay(setting: Setting) -> Iterator[Contest]:
 
 def mlp(setting: Setting) -> Iterator[Contest]:
     """784-256-10, 16 seeds: one data order for all, one for each, products of bfloat16."""
-    data = images.load(setting.dataset)
+    data = datasets.load(setting.dataset, setting.fashion_mnist)
+    family = training.from_folder(jaxstab.training, setting.fashion_mnist)
     epochs, seeds, batch = max(int(4 * setting.scale), 1), 16, 256
     inputs = data.train_images.shape[1]
     # two operations a weight forward, two for its gradient, two for its input's, which the first layer lacks
     flops = epochs * len(data.train_images) * (4.0 * inputs * 256 + 6.0 * 256 * 10)
 
     def ours(order: str, precision: str, outputs: tuple[str, ...] = ("train_loss",)) -> Any:
-        found = jaxstab.train(
-            seeds=seeds, dataset=setting.dataset, hidden={"256": (256,)}, init="normal", gain=0.01,
-            learning_rate=0.1, epochs=epochs, batch_size=batch, order=order, precision=precision,
-            keep=list(outputs), progress=False,
+        space = jaxstab.grid(
+            dataset=setting.dataset, hidden={"256": (256,)}, init="normal", gain=0.01, learning_rate=0.1,
+            epochs=epochs, batch_size=batch, order=order, precision=precision,
         )  # fmt: skip
+        found = jaxstab.sweep(family, space, seeds, keep=list(outputs), progress=False)
         return np.array([found[name].values[..., -1].ravel() for name in outputs])
 
     ways = {

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -26,8 +26,22 @@ from jaxstab.data.images import DataError, ImageData, image_data
 if TYPE_CHECKING:
     from jaxstab.data.fashion_mnist_builder import FashionMnist
 
-FOLDER = "JAXSTAB_FASHION_MNIST"
-"""Environment variable: a folder with the four official files."""
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""What the labels 0, 1, ... stand for."""
+
+FOLDER, DATA_DIR = "JAXSTAB_FASHION_MNIST", "TFDS_DATA_DIR"
+"""The user's environment variables: a folder with the four official files; tensorflow-datasets' own folder."""
 
 FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")}
 FILES["test"] = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
@@ -36,7 +50,20 @@ FILES["test"] = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 TIMEOUT = 10.0
 """Seconds to wait for the first answer of the server."""
 
-HINT = f"Set {FOLDER} to a folder with the four official files."
+HINT = f"Name a folder with the four official files: --fashion-mnist DIR, folder=, or the variable {FOLDER}."
+
+
+class Place(NamedTuple):
+    """Where to look: in `folder`, with the four official files, or else in tensorflow-datasets' `data_dir`."""
+
+    folder: str | None
+    data_dir: str | None
+
+
+def find(folder: str | os.PathLike[str] | None = None) -> Place:
+    """Where to look if `folder` is given, and where the user's environment says if it is not."""
+    chosen = os.environ.get(FOLDER) if folder is None else os.fspath(folder)
+    return Place(chosen or None, os.environ.get(DATA_DIR))
 
 
 def load(folder: str | os.PathLike[str] | None = None) -> ImageData:
@@ -48,8 +75,8 @@ def load(folder: str | os.PathLike[str] | None = None) -> ImageData:
     Errors: DataError, one line, for a missing or damaged file, a network that does not answer, a checksum
     that does not agree; nothing half-prepared stays behind.
     """
-    chosen = folder if folder is not None else os.environ.get(FOLDER)
-    return read_folder(chosen) if chosen else read_tfds(os.environ.get("TFDS_DATA_DIR"))
+    place = find(folder)
+    return read_folder(place.folder) if place.folder else read_tfds(place.data_dir)
 
 
 def read_folder(folder: str | os.PathLike[str]) -> ImageData:

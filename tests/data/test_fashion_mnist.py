@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import shutil
 import socket
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxstab.data import fashion_mnist
 from jaxstab.data.images import DataError
@@ -92,6 +94,16 @@ def test_a_folder_from_the_environment(tmp_path, monkeypatch):
     assert data.test_labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_folder_that_is_given_goes_before_the_environments(tmp_path, monkeypatch):
+    monkeypatch.setenv(fashion_mnist.FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(fashion_mnist.DATA_DIR, "prepared")
+    assert len(fashion_mnist.load(write_official(tmp_path / "here", n_train=7)).train_images) == 7
+    assert fashion_mnist.find(tmp_path) == (str(tmp_path), "prepared")
+    assert fashion_mnist.find() == (str(tmp_path / "nowhere"), "prepared")
+    monkeypatch.setenv(fashion_mnist.FOLDER, "")  # as good as not set
+    assert fashion_mnist.find() == (None, "prepared")
+
+
 def test_a_folder_that_is_none_or_incomplete(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         fashion_mnist.load(tmp_path / "nowhere")
@@ -149,7 +161,9 @@ def test_a_dead_network_is_one_line_at_once(tmp_path, monkeypatch):
         unheard.bind(("127.0.0.1", 0))  # and nobody listens
         monkeypatch.setattr(FashionMnist, "URL", f"http://127.0.0.1:{unheard.getsockname()[1]}/")
         start = time.monotonic()
-        with pytest.raises(DataError, match=r"no answer from .*JAXSTAB_FASHION_MNIST") as refusal:
+        with pytest.raises(
+            DataError, match=r"no answer from .*--fashion-mnist.*JAXSTAB_FASHION_MNIST"
+        ) as refusal:
             fashion_mnist.read_tfds(tmp_path / "tfds")
     assert time.monotonic() - start < fashion_mnist.TIMEOUT
     assert "\n" not in str(refusal.value)
@@ -190,6 +204,22 @@ def test_without_array_record_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"array_record.*JAXSTAB_FASHION_MNIST"):
         fashion_mnist.read_tfds(tmp_path)
+
+
+def test_a_png_file_holds_every_grey_value():
+    from jaxstab.data.fashion_mnist_builder import encode_png
+
+    every = np.arange(256, dtype=np.uint8)
+    for image in (
+        every.reshape(16, 16),
+        every[None],
+        np.zeros((1, 3), np.uint8),
+        np.full((5, 2), 255, np.uint8),
+    ):
+        written = encode_png(image)
+        opened = Image.open(io.BytesIO(written))
+        assert (opened.format, opened.mode) == ("PNG", "L")
+        np.testing.assert_array_equal(np.asarray(opened), image)
 
 
 @needs_array_record

@@ -19,7 +19,7 @@ from experiments import (
     weight_decay,
 )
 from experiments.__main__ import NAMES
-from jaxstab.data import fashion_mnist
+from jaxstab.data import datasets, fashion_mnist
 from jaxstab.data.images import DataError
 from jaxstab.report import substitute
 from jaxstab.report.claims import VERDICTS
@@ -88,14 +88,17 @@ def test_substituted_data_are_announced(result, name):
 
 
 def test_nothing_stands_in_for_a_folder_that_was_named(offline, monkeypatch):
+    with pytest.raises(DataError):
+        substitute.images_or_digits("somewhere")
     monkeypatch.setenv(fashion_mnist.FOLDER, "somewhere")
     with pytest.raises(DataError):
         substitute.images_or_digits()
 
 
 def test_so_many_updates():
-    assert substitute.epochs_of(2350, "digits", 256) == 392
-    assert substitute.epochs_of(6, "digits", 256) == 1
+    digits = substitute.Chosen("digits", datasets.load("digits"), ())
+    assert digits.epochs_of(2350, 256) == 392
+    assert digits.epochs_of(6, 256) == 1
 
 
 def test_polynomials_find_the_true_weights(result):

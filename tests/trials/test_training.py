@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets, images
 from jaxstab.trials import fitting, training
 from jaxstab.trials.fitting import fit, make_batches
 from jaxstab.trials.training import HParams, Spec
@@ -275,6 +275,16 @@ def test_numbers_are_lanes_of_one_program(monkeypatch):
     assert len(traced) == 2 * once
     assert many.attrs["programs"] == 1
     assert len(np.unique(many.train_loss)) > 8
+
+
+def test_a_family_from_a_folder_reads_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load", lambda *where: asked.append(where) or DATA)
+    there = training.from_folder(training.training, "there")
+    for family in (there, training.training):
+        assert family.shared(training.Spec(dataset="fashion_mnist")) is DATA
+    assert asked == [("fashion_mnist", "there"), ("fashion_mnist", None)]
+    assert there.outputs == training.training.outputs
 
 
 @pytest.mark.parametrize(
