@@ -21,10 +21,11 @@ def classes(name: object) -> tuple[str, ...]:
 def load(name: object, folder: str | os.PathLike[str] | None = None) -> ImageData:
     """The dataset of that name; the same arrays are handed out again.
 
-    `folder` is where Fashion-MNIST's files lie, if not where `fashion_mnist.find` looks; the digits need none.
+    Fashion-MNIST is that of `folder`, by default of JAXSTAB_FASHION_MNIST; without either, tensorflow-datasets
+    is asked (prepared once in TFDS_DATA_DIR, by default ~/tensorflow_datasets). The digits need no folder.
 
-    Errors: UsageError for an unknown name; DataError where Fashion-MNIST cannot be had (nothing is put in
-    its place).
+    Errors: UsageError for an unknown name; DataError, one line, where Fashion-MNIST cannot be had or is damaged
+    (nothing is put in its place).
     """
     dataset = require_choice(name, NAMES, "dataset")
     return _load(fashion_mnist.find(folder) if dataset == "fashion_mnist" else None)
@@ -32,4 +33,10 @@ def load(name: object, folder: str | os.PathLike[str] | None = None) -> ImageDat
 
 @functools.lru_cache(maxsize=4)
 def _load(place: fashion_mnist.Place | None) -> ImageData:
-    return digits.load() if place is None else fashion_mnist.load(place.folder)
+    if place is None:
+        return digits.load()
+    if place.folder is not None:
+        return fashion_mnist.read_folder(place.folder)
+    from jaxstab.data import fashion_mnist_tfds  # tensorflow-datasets takes half a second
+
+    return fashion_mnist_tfds.read(place.data_dir)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxstab.data import datasets, fashion_mnist, images
+from jaxstab.data import datasets, fashion_mnist, fashion_mnist_tfds, images
 from jaxstab.errors import UsageError
 
 
@@ -39,7 +39,7 @@ def test_load_follows_the_environment(monkeypatch):
     monkeypatch.setenv("JAXSTAB_FASHION_MNIST", "there")
     assert len(datasets.load("fashion_mnist").train_images) == 5
     monkeypatch.delenv("JAXSTAB_FASHION_MNIST")
-    monkeypatch.setattr(fashion_mnist, "read_tfds", lambda data_dir: make(len(data_dir)))
+    monkeypatch.setattr(fashion_mnist_tfds, "read", lambda data_dir: make(len(data_dir)))
     for prepared in ("one", "eleven"):
         monkeypatch.setenv("TFDS_DATA_DIR", prepared)
         assert len(datasets.load("fashion_mnist").train_images) == len(prepared)

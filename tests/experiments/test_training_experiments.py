@@ -19,7 +19,7 @@ from experiments import (
     weight_decay,
 )
 from experiments.__main__ import NAMES
-from jaxstab.data import datasets, fashion_mnist
+from jaxstab.data import datasets, fashion_mnist, fashion_mnist_tfds
 from jaxstab.data.images import DataError
 from jaxstab.report import substitute
 from jaxstab.report.claims import VERDICTS
@@ -43,7 +43,7 @@ def offline():
     """No folder, no network: what a substitution is for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(fashion_mnist.FOLDER, raising=False)
-        patch.setattr(fashion_mnist, "load", nothing_to_be_had)
+        patch.setattr(fashion_mnist_tfds, "read", nothing_to_be_had)
         substitute._choose.cache_clear()
         yield
     substitute._choose.cache_clear()
