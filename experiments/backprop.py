@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from jaxstab.diagnosis.graph import GRADIENT, VALUE, Graph, draw_graph
 from jaxstab.diagnosis.nodes import write_number
 from jaxstab.diagnosis.onnx import to_onnx
 from jaxstab.errors import UsageError
-from jaxstab.report import claims as scoreboard
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 X, TARGET = jnp.array([1.0]), jnp.array([1.0, 0.0])
 WEIGHTS = {"W1": jnp.array([[1.0], [2.0]]), "W2": jnp.array([[3.0, 4.0], [5.0, 6.0]])}
+claim = partial(make_claim, "backprop", source="backpropagation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,19 +210,11 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The printed loss, the derivatives of e, and the largest slope of a sigmoid."""
     data = record.data
-    difference = float(np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad)))
-
-    def claim(quantity: str, value: float, published: float | None, **more: Any) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "backprop", quantity, [value], published=published, source="backpropagation", **more
-        )
-
-    return [
-        claim("loss of the sigmoid network 1-2-2", float(data.loss), 0.4999, resolution=5e-5),
-        claim("de/da at a = 2, b = 1", float(data.de_da), 2.0, theory=2.0),
-        claim("de/db at a = 2, b = 1", float(data.de_db), 5.0, theory=5.0),
-        claim("largest relative difference, by hand and jax.grad", difference, None, theory=0.0),
-    ]
+    difference = np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad))
+    yield claim("loss of the sigmoid network 1-2-2", data.loss, 0.4999, resolution=5e-5)
+    yield claim("de/da at a = 2, b = 1", data.de_da, 2.0, theory=2.0)
+    yield claim("de/db at a = 2, b = 1", data.de_db, 5.0, theory=5.0)
+    yield claim("largest relative difference, by hand and jax.grad", difference, theory=0.0)

@@ -13,6 +13,8 @@ code from scratch, and equal to it to rounding over the first steps. Where there
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,8 @@ import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import Mlp
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures, substitute
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import Task, Update, fit
@@ -40,6 +42,7 @@ CURVES = ("train_loss", "train_accuracy", "test_accuracy")
 PICTURES = 12
 BOUNDS = {"train_loss": 0.5, "train_accuracy": 0.7, "test_accuracy": 0.7}
 """What d2l's train_ch3 asserts of the last epoch."""
+claim = partial(make_claim, "mlp", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,27 +212,14 @@ def plot_pictures(data: xr.Dataset) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The bounds that the book's own training function asserts, both ways; the matched pair."""
-    data, found = record.data, []
+    data = record.data
     other = "a bound, and on other data" if record.notes else "a bound, not a value"
     for way in ("scratch", "concise"):
         for name, bound in BOUNDS.items():
-            last = data[name].sel(way=way).isel(epoch=-1)
             side = "below" if name == "train_loss" else "above"
-            quantity = f"{way}: {name.replace('_', ' ')} of the last epoch (asserted: {side})"
-            found.append((quantity, last, bound, None, other))
+            what = f"{way}: {name.replace('_', ' ')} of the last epoch (asserted: {side})"
+            yield claim(what, data[name].sel(way=way).isel(epoch=-1), bound, incomparable=other)
     apart = data.matched_difference.isel(early_epoch=0)
-    found.append(("matched ways: largest difference of a weight after an epoch", apart, None, 0.0, ""))
-    return [
-        scoreboard.make_claim(
-            "mlp",
-            quantity,
-            sample,
-            published=published,
-            source="chapter 4",
-            theory=theory,
-            incomparable=incomparable,
-        )
-        for quantity, sample, published, theory, incomparable in found
-    ]
+    yield claim("matched ways: largest difference of a weight after an epoch", apart, theory=0.0)

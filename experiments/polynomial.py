@@ -12,6 +12,8 @@ for 2 the best line in the mean over x, which is 3.3 + 4 x, since E[x^2] = 1 and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,8 +23,8 @@ import optax
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit
 
@@ -42,6 +44,7 @@ PRINTED = {
     ),
 }  # fmt: skip
 THEORY = {"normal": synthetic.POLYNOMIAL_WEIGHTS, "underfitting": (3.3, 4.0), "overfitting": ()}
+claim = partial(make_claim, "polynomial", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,19 +129,13 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"fits": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Every printed weight, and how much larger the last test loss is than the training loss."""
-    found = []
     for name, (_, epochs) in REGIMES.items():
         one = record.data.sel(configuration=name)
+        truth = dict(enumerate(THEORY[name]))
         for power, printed in enumerate(PRINTED[name]):
-            weight, theory = one.weights.sel(power=power), dict(enumerate(THEORY[name])).get(power)
-            found.append((f"{name}: weight of x^{power}/{power}!", weight, printed, theory))
+            what = f"{name}: weight of x^{power}/{power}!"
+            yield claim(what, one.weights.sel(power=power), printed, theory=truth.get(power))
         last = one.sel(epoch=epochs)
-        found.append((f"{name}: test loss over training loss", last.test_loss / last.train_loss, None, None))
-    return [
-        scoreboard.make_claim(
-            "polynomial", what, sample, published=printed, source="chapter 4", theory=theory
-        )
-        for what, sample, printed, theory in found
-    ]
+        yield claim(f"{name}: test loss over training loss", last.test_loss / last.train_loss)

@@ -14,14 +14,16 @@ that fails.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import endings, figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import meanfield
 from jaxstab.trials.training import DIVERGED, NONFINITE
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REACH = 6
+claim = partial(make_claim, "trainability", source="beyond")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,22 +131,15 @@ def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
         panel.axvline(float(one.sigma_w[i]), color="white", linewidth=0.9, linestyle=":", label=label)
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The best training accuracy at chi = 1 and on both sides; where divergence begins."""
-    data, found = record.data, []
-
-    def claim(quantity: str, sample: xr.DataArray, **more) -> None:
-        one = scoreboard.make_claim("trainability", quantity, sample, published=None, source="beyond", **more)
-        found.append(one)
-
-    for name in data.activation.values:
-        best = data.train_accuracy.sel(activation=name).max("learning_rate")
-        critical = float(data.critical_sigma_w.sel(activation=name))
+    for name in record.data.activation.values:
+        one = record.data.sel(activation=name)
+        best, critical = one.train_accuracy.max("learning_rate"), float(one.critical_sigma_w)
         for factor, where in ((0.5, "half of"), (1.0, "at"), (2.0, "twice")):
-            one = best.sel(sigma_w=factor * critical, method="nearest")
-            claim(f"{name}, sigma_w {where} chi = 1: best training accuracy over the rates", one)
-        boundary = data.boundary.sel(activation=name).sel(sigma_w=critical, method="nearest")
-        claim(f"{name}, sigma_w at chi = 1: smallest learning rate that fails", boundary)
-        where = f"{name}: sigma_w of the best training accuracy (chi = 1 at {critical:.3g})"
-        claim(where, best.idxmax("sigma_w"))
-    return found
+            near = best.sel(sigma_w=factor * critical, method="nearest")
+            yield claim(f"{name}, sigma_w {where} chi = 1: best training accuracy over the rates", near)
+        boundary = one.boundary.sel(sigma_w=critical, method="nearest")
+        yield claim(f"{name}, sigma_w at chi = 1: smallest learning rate that fails", boundary)
+        what = f"{name}: sigma_w of the best training accuracy (chi = 1 at {critical:.3g})"
+        yield claim(what, best.idxmax("sigma_w"))

@@ -10,19 +10,20 @@ moves from where it began.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
 
 import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 RATES = [0.003, 0.01, 0.03, 0.1]
 ACTIVATIONS = {"sigmoid": "xavier_normal", "tanh": "xavier_normal", "relu": "kaiming_normal"}
 UNITS = 32
+claim = partial(make_claim, "vanishing", source="lecture notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,29 +151,22 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"vanishing": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The bound of 1/4, and what became of the bottom layer."""
-    data = record.data
-    sigmoid = data.sel(activation="sigmoid")
-    deep = sigmoid.isel(layers=-1)
-    theory = jaxstab.predict(activation="sigmoid", init="lecun_normal", depth=int(data.layer[-1]))
-    log10 = theory.log10_backward_rms
-    bound = "a bound on the factor, not a draw of it"
-
-    def claim(
-        quantity: str, sample: xr.DataArray, published: float | None, source: str, **more
-    ) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "vanishing", quantity, sample, published=published, source=source, **more
-        )
-
-    middle = int(data.layer[-1]) // 2
-    left = float(log10.sel(layer=middle) - log10.sel(layer=middle + 1))
-    return [
-        claim("sigmoid: share of the gradient that a layer leaves", sigmoid.factor.sel(layer=middle), 0.25,
-              "backpropagation", incomparable=bound, theory=10**left),
-        claim(f"sigmoid, {int(deep.layers)} layers: first matrix moved, relative", deep.moved.isel(matrix=0), None,
-              "lecture notes"),
-        claim(f"sigmoid, {int(deep.layers)} layers: test accuracy", deep.test_accuracy, None, "lecture notes"),
-        claim("sigmoid, 2 layers: test accuracy", sigmoid.isel(layers=0).test_accuracy, None, "lecture notes"),
-    ]  # fmt: skip
+    sigmoid = record.data.sel(activation="sigmoid")
+    deep, shallow = sigmoid.isel(layers=-1), sigmoid.isel(layers=0)
+    depth = int(record.data.layer[-1])
+    theory = jaxstab.predict(activation="sigmoid", init="lecun_normal", depth=depth).log10_backward_rms
+    middle = depth // 2
+    yield claim(
+        "sigmoid: share of the gradient that a layer leaves",
+        sigmoid.factor.sel(layer=middle),
+        0.25,
+        source="backpropagation",
+        theory=10 ** (theory.sel(layer=middle) - theory.sel(layer=middle + 1)),
+        incomparable="a bound on the factor, not a draw of it",
+    )
+    name = f"sigmoid, {int(deep.layers)} layers"
+    yield claim(f"{name}: first matrix moved, relative", deep.moved.isel(matrix=0))
+    yield claim(f"{name}: test accuracy", deep.test_accuracy)
+    yield claim("sigmoid, 2 layers: test accuracy", shallow.test_accuracy)
