@@ -88,7 +88,10 @@ def run(config: Config) -> Record:
     de_da, de_db = jax.grad(example, argnums=(0, 1))(2.0, 1.0)
     of_scalar, of_vector = vector_jacobian_products()
     names = [f"{m}[{i},{j}]" for m, w in WEIGHTS.items() for i, j in np.ndindex(*w.shape)]
-    flat = lambda tree: np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])  # noqa: E731
+
+    def flat(tree: dict[str, jax.Array]) -> np.ndarray:
+        return np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])
+
     nodes = forward(WEIGHTS)
     data = xr.Dataset(
         {
@@ -168,8 +171,8 @@ def plot(record: Record) -> dict[str, Figure]:
     left.bar(places - 0.18, np.abs(data.by_hand), 0.34, label="by hand")
     left.bar(places + 0.18, np.abs(data.by_grad), 0.34, label="jax.grad")
     left.set_xticks(places, data.weight.values)
-    left.set(yscale="log", ylabel="|gradient|", title=f"loss {float(data.loss):.5f}; after a step at rate 1:"
-             f" {float(data.loss_after_one_step):.5f}")  # fmt: skip
+    title = f"loss {float(data.loss):.5f}; after a step at rate 1: {float(data.loss_after_one_step):.5f}"
+    left.set(yscale="log", ylabel="|gradient|", title=title)
     left.legend()
     for unit in (0, 1):
         right.plot(data.sigmoid, data.sigmoid_slope.isel(unit=unit), "o-", label=f"unit {unit + 1}")
@@ -189,16 +192,18 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     )
     place = np.array([np.count_nonzero(layer[:n] == layer[n]) for n in range(layer.size)])
     x = (place + 0.5) / np.array([np.count_nonzero(layer == layer[n]) for n in range(layer.size)])
-    lines = [  # a number's label is its value
-        [(label[n], "black"), *((text, color) for text, color in (
-            (f"= {values[n]}", VALUE), (f"∂ {gradients[n]}", GRADIENT)) if text[2:] not in ("", label[n]))]
-        for n in range(layer.size)
-    ]  # fmt: skip
+    lines = []
+    for name, value, gradient in zip(label, values, gradients, strict=True):
+        known = ((f"= {value}", VALUE), (f"∂ {gradient}", GRADIENT))
+        news = [
+            (text, color) for text, color in known if text[2:] not in ("", name)
+        ]  # a number's label is its value
+        lines.append([(name, "black"), *news])
     figure, axes = plt.subplots(figsize=(6.5, 0.8 * (layer.max() + 1.5)))
     for source, target in edges:
         below = layer[source] + 0.2 * len(lines[source]) - 0.3
-        axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below),
-                      arrowprops={"arrowstyle": "->", "color": "0.5"})  # fmt: skip
+        arrow = {"arrowstyle": "->", "color": "0.5"}
+        axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below), arrowprops=arrow)
     for n in range(layer.size):
         for row, (text, color) in enumerate(lines[n]):
             y = layer[n] + 0.2 * (row - 1)

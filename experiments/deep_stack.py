@@ -77,9 +77,14 @@ def run(config: Config) -> Record:
     predicted = jaxstab.predict(space)
     # one input of a Gaussian layer is drawn in law, at a cost of order width instead of width^2
     single = jaxstab.propagate(
-        config.spread_seeds, activation="relu", init="kaiming_normal", batch=1, sampler="conditioned", **sizes,
+        config.spread_seeds,
+        activation="relu",
+        init="kaiming_normal",
+        batch=1,
+        sampler="conditioned",
+        **sizes,
         keep=["log10_forward_rms"],
-    )  # fmt: skip
+    )
     theory = [
         name for name in predicted.data_vars if str(name).removesuffix("_low").removesuffix("_high") in KEEP
     ]

@@ -52,15 +52,16 @@ SCALES = {
 
 def run(config: Config) -> Record:
     """How every run ended, and the decades of learning rates that train each seed."""
-    data = jaxstab.sweep(
-        jaxstab.training,
-        jaxstab.grid(
-            hidden={f"{depth}": (WIDTH,) * depth for depth in config.depths},
-            learning_rate=np.geomspace(1e-3, 1e2, config.points), gain=np.geomspace(0.25, 4, config.points),
-            activation=ACTIVATION, init="lecun_normal", epochs=config.epochs, batch_size=32,
-        ),
-        config.seeds, keep=["train_loss"],
-    )  # fmt: skip
+    space = jaxstab.grid(
+        hidden={f"{depth}": (WIDTH,) * depth for depth in config.depths},
+        learning_rate=np.geomspace(1e-3, 1e2, config.points),
+        gain=np.geomspace(0.25, 4, config.points),
+        activation=ACTIVATION,
+        init="lecun_normal",
+        epochs=config.epochs,
+        batch_size=32,
+    )
+    data = jaxstab.sweep(jaxstab.training, space, config.seeds, keep=["train_loss"])
     data["final_loss"] = data.train_loss.isel(epoch=-1, drop=True)
     data = data.drop_vars(["train_loss", "epoch"]).rename(hidden="depth", gain="sigma_w")
     decades = 5 / (config.points - 1)

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 
 PRINTED = {
     "notes on 4.8": [
-        [1.7021e27, 2.2672e27, -7.8770e26, 1.1673e27], [-3.1653e27, -4.2160e27, 1.4648e27, -2.1708e27],
-        [-5.8994e25, -7.8576e25, 2.7301e25, -4.0459e25], [-1.4618e27, -1.9471e27, 6.7649e26, -1.0025e27],
+        [1.7021e27, 2.2672e27, -7.8770e26, 1.1673e27],
+        [-3.1653e27, -4.2160e27, 1.4648e27, -2.1708e27],
+        [-5.8994e25, -7.8576e25, 2.7301e25, -4.0459e25],
+        [-1.4618e27, -1.9471e27, 6.7649e26, -1.0025e27],
     ],
     "chapter 4": [
-        [-2.5868e27, -1.0076e27, -2.8457e27, -5.1784e27], [2.4840e27, 9.6753e26, 2.7327e27, 4.9727e27],
-        [-1.3921e27, -5.4223e26, -1.5315e27, -2.7868e27], [1.6945e27, 6.6002e26, 1.8642e27, 3.3922e27],
+        [-2.5868e27, -1.0076e27, -2.8457e27, -5.1784e27],
+        [2.4840e27, 9.6753e26, 2.7327e27, 4.9727e27],
+        [-1.3921e27, -5.4223e26, -1.5315e27, -2.7868e27],
+        [1.6945e27, 6.6002e26, 1.8642e27, 3.3922e27],
     ],
-}  # fmt: skip
+}
 STEPS = 100
 SIZE = 4
 claim = partial(make_claim, "matrix_product", source="4.8 notes")
@@ -52,9 +56,14 @@ SCALES = {"smoke": Config(seeds=200), "default": Config(), "full": Config(seeds=
 def run(config: Config) -> Record:
     """The products' growth step by step, and one entry of each."""
     data = jaxstab.propagate(
-        config.seeds, activation="linear", init="normal", width=SIZE, batch=SIZE, depth=STEPS,
+        config.seeds,
+        activation="linear",
+        init="normal",
+        width=SIZE,
+        batch=SIZE,
+        depth=STEPS,
         keep=["log10_forward_rms", "forward_entry"],
-    )  # fmt: skip
+    )
     data["log10_entry"] = np.log10(np.abs(data.forward_entry.isel(layer=-1, drop=True)))
     return Record(data.drop_vars("forward_entry"))
 

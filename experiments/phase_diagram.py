@@ -49,10 +49,10 @@ def run(config: Config) -> Record:
     """The growth of gradients at every point of the plane: one program, one input, layers drawn in law."""
     sigma_w = np.linspace(0.5, 3.0, config.points)
     sigma_b = np.linspace(0.05, 1.5, config.points)
-    measured = jaxstab.propagate(
-        config.seeds, activation="tanh", init="lecun_normal", sampler="conditioned", batch=1, width=config.width,
-        depth=config.depth, gain=sigma_w, sigma_b=sigma_b, keep=["log10_backward_rms"],
-    )  # fmt: skip
+    stack = {"activation": "tanh", "init": "lecun_normal", "width": config.width, "depth": config.depth}
+    plane = {"gain": sigma_w, "sigma_b": sigma_b}
+    space = jaxstab.grid(**stack, **plane, batch=1, sampler="conditioned")
+    measured = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
     upper, lower = config.depth - 1, config.settle
     growth = measured.log10_backward_rms.sel(layer=lower) - measured.log10_backward_rms.sel(layer=upper)
     log_chi = 2 * np.log(10) * growth / (upper - lower)

@@ -42,7 +42,7 @@ PRINTED = {
         0.15180694, -0.16061942, 0.15435787, -0.051890615, 0.076504171, -0.17830151, -0.13083144, -0.19575839,
         0.0020399282, -0.11690621, 0.0020840177, -0.15289702,
     ),
-}  # fmt: skip
+}  # fmt: skip  # as they are printed
 THEORY = {"normal": synthetic.POLYNOMIAL_WEIGHTS, "underfitting": (3.3, 4.0), "overfitting": ()}
 claim = partial(make_claim, "polynomial", source="chapter 4")
 
@@ -70,10 +70,10 @@ def regression(
         return jnp.sum(x * weights[:, 0], axis=-1)
 
     def losses(weights: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        of = lambda x, y: jnp.mean((predict(weights, x) - y) ** 2)  # noqa: E731
+        fitted, tested = predict(weights, inputs), predict(weights, data.test_inputs[:, :powers])
         return {
-            "fitted_loss": of(inputs, targets),
-            "test_loss": of(data.test_inputs[:, :powers], data.test_targets),
+            "fitted_loss": jnp.mean((fitted - targets) ** 2),
+            "test_loss": jnp.mean((tested - data.test_targets) ** 2),
         }
 
     task = Task(

@@ -56,7 +56,7 @@ def gradients(key: jax.Array, *, activation: str, dtype: str, decay: float) -> d
     weights = {name: draw(k, size).astype(dtype) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
     x = jax.random.normal(x_key, (INPUTS,)).astype(dtype)
     label, strength = jax.random.randint(y_key, (), 0, OUTPUTS), jnp.asarray(decay).astype(dtype)
-    product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+    product = partial(jnp.matmul, precision="highest")
 
     def objective(weights: dict[str, jax.Array]) -> jax.Array:
         o = product(weights["W2"], phi(product(weights["W1"], x)))
@@ -75,7 +75,10 @@ def gradients(key: jax.Array, *, activation: str, dtype: str, decay: float) -> d
         "W2": jnp.outer(at_o, h) + strength * weights["W2"],
     }
     by_grad = jax.grad(objective)(weights)
-    norm = lambda a: jnp.sqrt(jnp.sum(a**2))  # noqa: E731
+
+    def norm(a: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(a**2))
+
     found = {}
     for name in sizes:
         found[f"difference_{name}"] = norm(by_hand[name] - by_grad[name]) / norm(by_grad[name])

@@ -58,11 +58,10 @@ SCALES = {"smoke": Config(seeds=4, width=32), "default": Config(), "full": Confi
 def run(config: Config) -> Record:
     """Gradients layer by layer under each remedy; clipping is by global norm 1, over all layers at once."""
     parts: dict[str, xr.DataArray] = {}
+    sizes = {"depth": config.depth, "width": config.width, "batch": config.batch}
     for name, settings in REMEDIES.items():
-        one = jaxstab.propagate(
-            config.seeds, activation="tanh", init="lecun_normal", depth=config.depth, width=config.width,
-            batch=config.batch, keep=["log10_backward_rms"], **settings,
-        )  # fmt: skip
+        space = jaxstab.grid(activation="tanh", init="lecun_normal", **sizes, **settings)
+        one = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
         parts[name] = one.log10_backward_rms.reset_coords(drop=True)
     parts |= {name: clip(parts[of], config.width * config.batch) for name, of in CLIPPED.items()}
     gradient = xr.Dataset(parts).to_dataarray("remedy")

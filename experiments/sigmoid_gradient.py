@@ -69,8 +69,13 @@ def plot(record: Record) -> dict[str, Figure]:
         panel.plot(one.x, one.gradient, label="gradient")
         panel.plot(one.x, one.x, color="0.6", linewidth=0.8, linestyle=":", label="identity")
         panel.set(title=name, xlabel="x", ylim=(-2.2, 2.2))
-        panel.annotate(f"at 6: {float(one.gradient_at_6):.2g}", (6, float(one.gradient_at_6)), (2.2, -1.6), fontsize=8,
-                       arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7})  # fmt: skip
+        panel.annotate(
+            f"at 6: {float(one.gradient_at_6):.2g}",
+            (6, float(one.gradient_at_6)),
+            (2.2, -1.6),
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
+        )
     panels[0].legend(loc="upper left")
     return {"curves": figure}
 

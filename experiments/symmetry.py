@@ -89,7 +89,7 @@ def equal_units(
 ) -> dict[str, jax.Array]:
     """64 pixels, equal tanh units, 10 classes, in plain arrays. Every draw is the same in both dtypes."""
     x, y = jnp.asarray(data.train_images, dtype), jnp.asarray(data.train_labels)
-    product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+    product = partial(jnp.matmul, precision="highest")
 
     def apply(params: dict[str, jax.Array], x: jax.Array, key: jax.Array | None) -> jax.Array:
         h = jnp.tanh(product(x, params["w"]) + params["b"])

@@ -58,15 +58,16 @@ SCALES = {
 def run(config: Config) -> Record:
     """How every run ended; where divergence begins; theory's chi for every sigma_w."""
     sigma_w = np.geomspace(0.5, 4, config.points)
-    data = jaxstab.sweep(
-        jaxstab.training,
-        jaxstab.grid(
-            activation=config.activations, learning_rate=np.geomspace(1e-3, 1e3, config.points), gain=sigma_w,
-            hidden={f"{config.depth}": (config.width,) * config.depth}, init="lecun_normal",
-            epochs=config.epochs, batch_size=32,
-        ),
-        config.seeds, keep=["train_accuracy", "first_bad_step"],
-    )  # fmt: skip
+    space = jaxstab.grid(
+        activation=config.activations,
+        learning_rate=np.geomspace(1e-3, 1e3, config.points),
+        gain=sigma_w,
+        hidden={f"{config.depth}": (config.width,) * config.depth},
+        init="lecun_normal",
+        epochs=config.epochs,
+        batch_size=32,
+    )
+    data = jaxstab.sweep(jaxstab.training, space, config.seeds, keep=["train_accuracy", "first_bad_step"])
     data["train_accuracy"] = data.train_accuracy.isel(epoch=-1, drop=True)
     data = data.drop_vars("epoch").rename(gain="sigma_w").isel(hidden=0)
     failed = (data.status == DIVERGED) | (data.status == NONFINITE)

@@ -71,11 +71,16 @@ def classifier(
     task = training.make_task(spec, training.HParams(), data)
     result = fit(key, task, optax.sgd(learning_rate, momentum=0.9), epochs=epochs, batch_size=64)
     inputs, targets = jax.tree.map(lambda x: x[:256], task.data)
-    loss = lambda params: jnp.mean(task.loss(task.apply(params, inputs, None), targets))  # noqa: E731
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.mean(task.loss(task.apply(params, inputs, None), targets))
+
+    def root(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.mean(x**2))
+
     begun, ended, slope = (
         matrices(tree) for tree in (result.start, result.params, jax.grad(loss)(result.start))
     )
-    root = lambda x: jnp.sqrt(jnp.mean(x**2))  # noqa: E731
     guess = jnp.argmax(task.apply(result.params, jnp.asarray(data.test_images), None), axis=1)
     return {
         "moved": jnp.stack([root(b - a) / root(a) for a, b in zip(begun, ended, strict=True)]),
@@ -94,9 +99,8 @@ def matrices(params: Any) -> list[jax.Array]:
 
 def run(config: Config) -> Record:
     """The factor of every sigmoid, and the training of shallow and deep classifiers."""
-    stack = jaxstab.propagate(
-        config.seeds, activation=list(ACTIVATIONS), init="lecun_normal", depth=config.depth, keep=["log10_backward_rms"]
-    )  # fmt: skip
+    deep = jaxstab.grid(activation=list(ACTIVATIONS), init="lecun_normal", depth=config.depth)
+    stack = jaxstab.sweep(jaxstab.propagation, deep, config.seeds, keep=["log10_backward_rms"])
     trained = jaxstab.sweep(
         classifier,
         jaxstab.grid(

@@ -130,7 +130,10 @@ def regression(
 
     def probe(params: dict, key: jax.Array) -> dict[str, jax.Array]:
         (w,) = (x for x in jax.tree.leaves(params) if x.ndim > 1)
-        loss = lambda x, y: jnp.mean(task.loss(task.apply(params, x, key), y))  # noqa: E731
+
+        def loss(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.mean(task.loss(task.apply(params, x, key), y))
+
         losses = {"fitted_loss": loss(*task.data), "test_loss": loss(data.test_inputs, data.test_targets)}
         return {"w": w[:, 0], "w_norm": jnp.sqrt(jnp.sum(w**2)), **losses}
 

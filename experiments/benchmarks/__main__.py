@@ -20,13 +20,13 @@ import tyro
 from experiments.benchmarks.race import LEAST_P
 from jaxstab.errors import UsageError, require_choice
 
-NAMES = (
-    "deep_stack", "width", "polynomial", "weight_decay", "mlp", "engine", "cores", "compilation", "startup", "scaling",
-)  # fmt: skip
-MODULES = {
-    "deep_stack": "stacks", "width": "stacks", "polynomial": "fits", "weight_decay": "fits", "mlp": "fits",
-    "engine": "costs", "cores": "costs", "compilation": "costs", "startup": "costs",
-}  # fmt: skip
+BENCHMARKS = {
+    "stacks": ("deep_stack", "width"),
+    "fits": ("polynomial", "weight_decay", "mlp"),
+    "costs": ("engine", "cores", "compilation", "startup"),
+}
+MODULES = {name: module for module, names in BENCHMARKS.items() for name in names}
+NAMES = (*MODULES, "scaling")
 
 
 def main(

@@ -386,9 +386,14 @@ def unet(folder: Path) -> Subject:
 def dino(folder: Path) -> Subject:
     models = imported(folder, "eqxvision.models.classification.vit", absent=("equinox.experimental",))
     model = models.VisionTransformer(
-        img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=64, depth=3, num_heads=4,
+        img_size=32,
+        patch_size=8,
+        num_classes=CLASSES,
+        embed_dim=64,
+        depth=3,
+        num_heads=4,
         key=jax.random.PRNGKey(0),
-    )  # fmt: skip
+    )
     return Subject(model, (images(3, 32, 32),), cross_entropy((), CLASSES), apply_kwargs={"key": keys_of(1)})
 
 

@@ -86,7 +86,7 @@ def make_claim(
         experiment=experiment, quantity=quantity, published=published, source=source, median=median, low=low,
         high=high, level=level, percentile=percentile, theory=None if theory is None else float(theory),
         seeds=values.size, diverged=int(diverged.sum()), verdict=verdict, note=incomparable,
-    )  # fmt: skip
+    )  # fmt: skip  # many short words
 
 
 def percentile_of(published: float, values: np.ndarray, resolution: float = 0.0) -> float:

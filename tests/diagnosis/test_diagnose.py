@@ -303,7 +303,7 @@ MISTAKES = {
     "no seeds": ((mlp(), X), {"seeds": 0}, "seeds=0"),
     "rngs that are none": ((mlp(), X), {"rngs": 3}, "rngs=3"),
     "variables of a function": ((jnp.sin, X), {"variables": {}}, "linen"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

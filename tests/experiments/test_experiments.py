@@ -175,9 +175,14 @@ def test_a_sigmoid_leaves_less_than_a_quarter(results):
 
 def run_main(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=os.environ | environment, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+        check=False,
+    )
 
 
 def test_the_main_job_ends_with_the_scoreboard_and_the_report(tmp_path):
@@ -191,9 +196,13 @@ def test_the_main_job_ends_with_the_scoreboard_and_the_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["deep_stak"], ["'deep_stak'", "'deep_stack'"]), (["backprop", "--seeds", "0"], ["--seeds 0"]),
-     (["--scale", "huge"], ["huge", "smoke"]), (["--sceds", "3"], ["--sceds"])],
-)  # fmt: skip
+    [
+        (["deep_stak"], ["'deep_stak'", "'deep_stack'"]),
+        (["backprop", "--seeds", "0"], ["--seeds 0"]),
+        (["--scale", "huge"], ["huge", "smoke"]),
+        (["--sceds", "3"], ["--sceds"]),
+    ],
+)
 def test_wrong_words_end_with_two(arguments, words):
     done = run_main(*arguments)
     assert done.returncode == 2

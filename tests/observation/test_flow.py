@@ -32,8 +32,9 @@ def test_an_output_comes_of_the_operation_that_made_it_and_that_of_its_inputs():
     assert right[0].constant == 2.0
     ((product,),) = flow.inputs(left[0].position[:-1], ())
     assert [o[0] for o in flow.inputs(product.position[:-1], ())] == [
-        Origin("argument", (0,)), Origin("argument", (1,)),
-    ]  # fmt: skip
+        Origin("argument", (0,)),
+        Origin("argument", (1,)),
+    ]
 
 
 def test_what_moves_or_selects_is_looked_through_and_a_condition_is_no_origin():

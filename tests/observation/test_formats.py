@@ -14,9 +14,11 @@ from jaxstab.observation.formats import FORMATS, Format, format_of, name_of_form
 
 TINY = float(np.finfo(np.float32).tiny)
 NARROW = {
-    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-}  # fmt: skip
+}
 PAIRS = [(2, 1), (3, 2), (4, 3), (5, 2), (5, 10), (6, 9), (7, 8), (7, 23), (8, 7), (8, 10), (8, 1)]
 
 

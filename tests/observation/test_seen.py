@@ -132,8 +132,11 @@ def test_overflow_of_the_statistic_is_told_from_overflow_of_the_value():
         True,
     ]
     assert data["rms_in_range"].sel(site=["x", "large", "inf", "small"]).values.tolist() == [
-        True, False, False, False,
-    ]  # fmt: skip
+        True,
+        False,
+        False,
+        False,
+    ]
     np.testing.assert_allclose(
         data["log2_rms"].sel(site=["large", "small"]), np.log2([1e30, 1e-30]), rtol=1e-6
     )

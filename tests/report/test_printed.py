@@ -115,7 +115,7 @@ def test_the_gains_are_integrals(capsys, name):
         "relu": (lambda x: max(x, 0.0), lambda x: float(x > 0)),
         "gelu": (lambda x: x * special.ndtr(x), lambda x: special.ndtr(x) + x * density(x)),
         "sigmoid": (special.expit, lambda x: special.expit(x) * special.expit(-x)),
-    }[name]  # fmt: skip
+    }[name]
     mean = lambda f: integrate.quad(  # noqa: E731
         lambda x: f(x) * density(x), -12, 12, points=[0.0], epsabs=1e-13
     )[0]

@@ -21,9 +21,11 @@ KEY = jax.random.key(5)
 N, PIXELS, CLASSES = 24, 6, 10
 RNG = np.random.default_rng(0)
 DATA = images.ImageData(
-    RNG.random((N, PIXELS), np.float32), np.arange(N, dtype=np.int32) % CLASSES,
-    RNG.random((11, PIXELS), np.float32), np.arange(11, dtype=np.int32) % CLASSES,
-)  # fmt: skip
+    RNG.random((N, PIXELS), np.float32),
+    np.arange(N, dtype=np.int32) % CLASSES,
+    RNG.random((11, PIXELS), np.float32),
+    np.arange(11, dtype=np.int32) % CLASSES,
+)
 SOFTMAX = Spec(hidden=(), init="lecun_normal", epochs=2, batch_size=8)
 DEEP = Spec(hidden=(7, 5), epochs=3, batch_size=9, init="torch_default")
 
@@ -256,8 +258,9 @@ def test_status_does_not_depend_on_what_is_kept(rates):
     kept = jaxstab.sweep(
         training.training,
         jaxstab.grid(learning_rate=[0.0, 0.1, 1e3, 1e30], hidden={"16": (16,)}, epochs=3),
-        seeds=2, keep=["start_loss"],
-    )  # fmt: skip
+        seeds=2,
+        keep=["start_loss"],
+    )
     np.testing.assert_array_equal(kept.status, rates.status)
 
 
@@ -270,8 +273,12 @@ def test_numbers_are_lanes_of_one_program(monkeypatch):
     once = len(traced)
     axes = {"gain": [0.5, 2.0], "l1": [0.0, 0.1], "momentum": [0.0, 0.9], "clip_norm": [1.0, math.inf]}
     many = jaxstab.sweep(
-        training.training, jaxstab.grid(**axes, dropout={"0": (0.0,), "0.5": (0.5,)}, batch_size=500,
-                                        hidden={"4": (4,)}, epochs=1), seeds=1)  # fmt: skip
+        training.training,
+        jaxstab.grid(
+            **axes, dropout={"0": (0.0,), "0.5": (0.5,)}, batch_size=500, hidden={"4": (4,)}, epochs=1
+        ),
+        seeds=1,
+    )
     assert len(traced) == 2 * once
     assert many.attrs["programs"] == 1
     assert len(np.unique(many.train_loss)) > 8
