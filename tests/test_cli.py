@@ -114,8 +114,9 @@ def test_the_options_of_train_are_its_familys_parameters():
 
 def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ENGINE_TESTS)
-    words = ["sweep", "families:descent", "--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4",
-             "--store", str(tmp_path / "store"), "--out", str(tmp_path / "data.nc"), "--json"]  # fmt: skip
+    axes = ["--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4"]
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "data.nc")]
+    words = ["sweep", "families:descent", *axes, *places, "--json"]
     code, out, _ = run(capsys, *words)
     assert code == 0
     assert json.loads(out)["status"]["ok"] == 12

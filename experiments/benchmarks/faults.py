@@ -292,11 +292,19 @@ def in_parameters() -> list[Fault]:
     tied = Transformer(is_tied=True, width=256)
     gain, explodes, vanishes = "wrong gain", "signal explodes", "gradient vanishes|signal vanishes"
 
-    def altered_fault(name: str, network: str, model: Any, x: Array, path: str, change: Change, findings: str,
-                      where: str, gravity: str = "warning") -> Fault:  # fmt: skip
-        return Fault(
-            name, network, model, (x,), findings, where, gravity, "", altered(model, x, path, change)
-        )
+    def altered_fault(
+        name: str,
+        network: str,
+        model: Any,
+        x: Array,
+        path: str,
+        change: Change,
+        findings: str,
+        where: str,
+        gravity: str = "warning",
+    ) -> Fault:
+        settings = altered(model, x, path, change)
+        return Fault(name, network, model, (x,), findings, where, gravity, "", settings)
 
     return [
         altered_fault("std 1 in one layer", "MLP", MLP(), vectors(), "dense_3/kernel", lambda w: w * 40, gain,
@@ -340,7 +348,7 @@ def in_parameters() -> list[Fault]:
 
 def faults() -> list[Fault]:
     """All of them."""
-    return [*in_code(), *in_parameters(), Fault(
-        "head of zeros", "transformer", Transformer(), (tokens(),), "silent parameter", "", "note", "",
-        altered(Transformer(), tokens(), "head/kernel", jnp.zeros_like),
-    )]  # fmt: skip
+    model, x = Transformer(), tokens()
+    zeros = altered(model, x, "head/kernel", jnp.zeros_like)
+    silent = Fault("head of zeros", "transformer", model, (x,), "silent parameter", "", "note", "", zeros)
+    return [*in_code(), *in_parameters(), silent]

@@ -29,9 +29,16 @@ from jaxstab.trials.training import FLAGS
 MODULES = {
     m.__name__.rsplit(".", 1)[-1]: m
     for m in (
-        dropout, learning_rate, mlp, polynomial, regularized_backprop, symmetry, trainability, weight_decay,
+        dropout,
+        learning_rate,
+        mlp,
+        polynomial,
+        regularized_backprop,
+        symmetry,
+        trainability,
+        weight_decay,
     )
-}  # fmt: skip
+}
 
 
 def nothing_to_be_had(*args):
@@ -152,9 +159,10 @@ def test_l1_clears_weights_and_l2_spreads_them(result):
 def test_equal_units_stay_equal_but_for_dropout_and_rounding(result):
     _, data = result("symmetry")
     runs, dtypes = (list(data[name].values.astype(str)) for name in ("configuration", "dtype"))
-    at = lambda run, dtype, units: data.sel(units=units).isel(  # noqa: E731
-        configuration=runs.index(run), dtype=dtypes.index(dtype)
-    )
+
+    def at(run, dtype, units):
+        return data.sel(units=units).isel(configuration=runs.index(run), dtype=dtypes.index(dtype))
+
     for run in ("SGD", "SGD + L2"):
         for dtype, epsilon in (("float32", 1e-6), ("float64", 1e-14)):
             assert float(at(run, dtype, 3).distance.isel(epoch=0).max()) < epsilon

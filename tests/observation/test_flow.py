@@ -52,8 +52,9 @@ def test_a_call_is_entered():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_carry_comes_from_the_iteration_before_and_first_from_outside(reverse):
-    f = lambda x: jax.lax.scan(lambda c, a: (jnp.sin(c) * a, c), x, jnp.ones(4), reverse=reverse)  # noqa: E731
-    flow = flow_of(f, X)
+    flow = flow_of(
+        lambda x: jax.lax.scan(lambda c, a: (jnp.sin(c) * a, c), x, jnp.ones(4), reverse=reverse), X
+    )
     ((last,), rows) = flow.outputs()
     first, step = (3, -1) if reverse else (0, 1)
     assert kinds(flow, [last]) == ["mul"]

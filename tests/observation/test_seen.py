@@ -108,12 +108,23 @@ def test_statistics_are_right(name, dtype):
         .set(0)
     )
     exact = np.asarray(x, np.float64)
-    spread = lambda axis: rms(exact - exact.mean(axis, keepdims=True)) / rms(exact)  # noqa: E731
+
+    def spread(axis):
+        return rms(exact - exact.mean(axis, keepdims=True)) / rms(exact)
+
     wanted = {
-        "rms": rms(exact), "absmax": np.abs(exact).max(), "mean": exact.mean(), "zeros": (exact == 0).mean(),
-        "nans": 0, "infs": 0, "unit_spread": spread(1), "sample_spread": spread(0), "dead_units": 1 / WIDTH,
-        "absmin": np.abs(exact)[exact != 0].min(), "log2_rms": np.log2(rms(exact)),
-    }[name]  # fmt: skip
+        "rms": rms(exact),
+        "absmax": np.abs(exact).max(),
+        "mean": exact.mean(),
+        "zeros": (exact == 0).mean(),
+        "nans": 0,
+        "infs": 0,
+        "unit_spread": spread(1),
+        "sample_spread": spread(0),
+        "dead_units": 1 / WIDTH,
+        "absmin": np.abs(exact)[exact != 0].min(),
+        "log2_rms": np.log2(rms(exact)),
+    }[name]
     found = measure((name,), x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [wanted], rtol=1e-5, atol=1e-6)
