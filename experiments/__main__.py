@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +15,7 @@ NAMES = (
     "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop",
     "regularized_backprop", "vanishing", "symmetry", "mlp", "polynomial", "weight_decay", "dropout", "precision",
     "learning_rate", "remedies", "phase_diagram", "trainability",
-)  # fmt: skip
+)  # fmt: skip  # many short words
 
 
 def main(
@@ -27,7 +26,7 @@ def main(
     scale: Literal["smoke", "default", "full"] = "default",
     out: Path = Path("results"),
     fashion_mnist: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
-    list: bool = False,  # noqa: A002
+    only_list: Annotated[bool, tyro.conf.arg(name="list")] = False,
 ) -> int:
     """Run the experiments named (all of them by default).
 
@@ -37,23 +36,22 @@ def main(
         scale: how much of everything.
         out: folder for figures, data, scoreboard.json and report.html.
         fashion_mnist: folder with Fashion-MNIST's four official files, in place of a download.
-        list: say which experiments there are, and stop.
+        only_list: say which experiments there are, and stop.
     """
     chosen = [require_choice(name, NAMES, "experiment") for name in names] or [*NAMES]
     if seeds is not None and seeds < 2:
         raise UsageError(f"--seeds {seeds}: at least 2 are wanted for a distribution.")
     modules = [importlib.import_module(f"experiments.{name}") for name in dict.fromkeys(chosen)]
-    if list:
+    if only_list:
         for module in modules:
             print(f"{module.__name__.rsplit('.', 1)[-1]:22}{(module.__doc__ or '').splitlines()[0]}")
         return 0
-    if fashion_mnist is not None:
-        if not fashion_mnist.is_dir():
-            raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
-        os.environ["JAXSTAB_FASHION_MNIST"] = str(fashion_mnist)
+    if fashion_mnist is not None and not fashion_mnist.is_dir():
+        raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
     from jaxstab.report.runner import run_all
 
-    return 0 if run_all(modules, scale, out, {"seeds": seeds}, print) else 1
+    overrides = {"seeds": seeds, "fashion_mnist": fashion_mnist}
+    return 0 if run_all(modules, scale, out, overrides, print) else 1
 
 
 if __name__ == "__main__":

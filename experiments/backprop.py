@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from jaxstab.diagnosis.graph import GRADIENT, VALUE, Graph, draw_graph
 from jaxstab.diagnosis.nodes import write_number
 from jaxstab.diagnosis.onnx import to_onnx
 from jaxstab.errors import UsageError
-from jaxstab.report import claims as scoreboard
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 X, TARGET = jnp.array([1.0]), jnp.array([1.0, 0.0])
 WEIGHTS = {"W1": jnp.array([[1.0], [2.0]]), "W2": jnp.array([[3.0, 4.0], [5.0, 6.0]])}
+claim = partial(make_claim, "backprop", source="backpropagation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,10 @@ def run(config: Config) -> Record:
     de_da, de_db = jax.grad(example, argnums=(0, 1))(2.0, 1.0)
     of_scalar, of_vector = vector_jacobian_products()
     names = [f"{m}[{i},{j}]" for m, w in WEIGHTS.items() for i, j in np.ndindex(*w.shape)]
-    flat = lambda tree: np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])  # noqa: E731
+
+    def flat(tree: dict[str, jax.Array]) -> np.ndarray:
+        return np.concatenate([np.ravel(tree[m]) for m in WEIGHTS])
+
     nodes = forward(WEIGHTS)
     data = xr.Dataset(
         {
@@ -165,8 +171,8 @@ def plot(record: Record) -> dict[str, Figure]:
     left.bar(places - 0.18, np.abs(data.by_hand), 0.34, label="by hand")
     left.bar(places + 0.18, np.abs(data.by_grad), 0.34, label="jax.grad")
     left.set_xticks(places, data.weight.values)
-    left.set(yscale="log", ylabel="|gradient|", title=f"loss {float(data.loss):.5f}; after a step at rate 1:"
-             f" {float(data.loss_after_one_step):.5f}")  # fmt: skip
+    title = f"loss {float(data.loss):.5f}; after a step at rate 1: {float(data.loss_after_one_step):.5f}"
+    left.set(yscale="log", ylabel="|gradient|", title=title)
     left.legend()
     for unit in (0, 1):
         right.plot(data.sigmoid, data.sigmoid_slope.isel(unit=unit), "o-", label=f"unit {unit + 1}")
@@ -186,16 +192,18 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     )
     place = np.array([np.count_nonzero(layer[:n] == layer[n]) for n in range(layer.size)])
     x = (place + 0.5) / np.array([np.count_nonzero(layer == layer[n]) for n in range(layer.size)])
-    lines = [  # a number's label is its value
-        [(label[n], "black"), *((text, color) for text, color in (
-            (f"= {values[n]}", VALUE), (f"∂ {gradients[n]}", GRADIENT)) if text[2:] not in ("", label[n]))]
-        for n in range(layer.size)
-    ]  # fmt: skip
+    lines = []
+    for name, value, gradient in zip(label, values, gradients, strict=True):
+        known = ((f"= {value}", VALUE), (f"∂ {gradient}", GRADIENT))
+        news = [
+            (text, color) for text, color in known if text[2:] not in ("", name)
+        ]  # a number's label is its value
+        lines.append([(name, "black"), *news])
     figure, axes = plt.subplots(figsize=(6.5, 0.8 * (layer.max() + 1.5)))
     for source, target in edges:
         below = layer[source] + 0.2 * len(lines[source]) - 0.3
-        axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below),
-                      arrowprops={"arrowstyle": "->", "color": "0.5"})  # fmt: skip
+        arrow = {"arrowstyle": "->", "color": "0.5"}
+        axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below), arrowprops=arrow)
     for n in range(layer.size):
         for row, (text, color) in enumerate(lines[n]):
             y = layer[n] + 0.2 * (row - 1)
@@ -207,19 +215,11 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The printed loss, the derivatives of e, and the largest slope of a sigmoid."""
     data = record.data
-    difference = float(np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad)))
-
-    def claim(quantity: str, value: float, published: float | None, **more: Any) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "backprop", quantity, [value], published=published, source="backpropagation", **more
-        )
-
-    return [
-        claim("loss of the sigmoid network 1-2-2", float(data.loss), 0.4999, resolution=5e-5),
-        claim("de/da at a = 2, b = 1", float(data.de_da), 2.0, theory=2.0),
-        claim("de/db at a = 2, b = 1", float(data.de_db), 5.0, theory=5.0),
-        claim("largest relative difference, by hand and jax.grad", difference, None, theory=0.0),
-    ]
+    difference = np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad))
+    yield claim("loss of the sigmoid network 1-2-2", data.loss, 0.4999, resolution=5e-5)
+    yield claim("de/da at a = 2, b = 1", data.de_da, 2.0, theory=2.0)
+    yield claim("de/db at a = 2, b = 1", data.de_db, 5.0, theory=5.0)
+    yield claim("largest relative difference, by hand and jax.grad", difference, theory=0.0)

@@ -12,14 +12,16 @@ a random read-out on its way back. Kaiming's spread at layer 100 is that of Hani
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
 
@@ -36,7 +38,18 @@ CONFIGURATIONS = {
     "Kaiming by hand, ReLU": ("relu", "lecun_normal", np.sqrt(2.0)),
     "Kaiming, ReLU": ("relu", "kaiming_normal", 1.0),
 }
+PRINTED = {
+    "1/sqrt n": (1.0, 0.0),
+    "1/sqrt n, tanh": (None, 0.0),
+    "Xavier by hand, tanh": (0.625, 0.03),
+    "Xavier, tanh": (0.625, 0.03),
+    "1/sqrt n, ReLU": (None, 0.0),
+    "Kaiming, ReLU": (None, 0.0),
+}
+"""configuration -> (standard deviation of the last layer, how far off it may be read); None where none is printed."""
+
 KEEP = ["forward_std", "log10_forward_rms", "log10_backward_rms", "first_bad_layer_forward"]
+claim = partial(make_claim, "deep_stack", source="deep stack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +77,14 @@ def run(config: Config) -> Record:
     predicted = jaxstab.predict(space)
     # one input of a Gaussian layer is drawn in law, at a cost of order width instead of width^2
     single = jaxstab.propagate(
-        config.spread_seeds, activation="relu", init="kaiming_normal", batch=1, sampler="conditioned", **sizes,
+        config.spread_seeds,
+        activation="relu",
+        init="kaiming_normal",
+        batch=1,
+        sampler="conditioned",
+        **sizes,
         keep=["log10_forward_rms"],
-    )  # fmt: skip
+    )
     theory = [
         name for name in predicted.data_vars if str(name).removesuffix("_low").removesuffix("_high") in KEEP
     ]
@@ -132,34 +150,16 @@ def plot_spread(data: xr.Dataset) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Each printed standard deviation, and where N(0, 1) ends."""
     data = record.data
-    std = data.forward_std
-
-    def claim(quantity: str, sample: xr.DataArray, published: float | None, **more) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "deep_stack", quantity, sample, published=published, source="deep stack", **more
-        )
-
-    def last(label: str) -> tuple[xr.DataArray, float]:
-        one = data.sel(configuration=label)
-        return one.forward_std.isel(layer=-1), float(one.forward_std_theory.isel(layer=-1))
-
-    explosive = std.sel(configuration="N(0, 1)")
+    explosive = data.forward_std.sel(configuration="N(0, 1)")
     growth = (explosive.sel(layer=20) / explosive.sel(layer=1)) ** (1 / 19)
     bad = data.first_bad_layer_forward.sel(configuration="N(0, 1)")
-    found = [
-        claim("N(0, 1): std of layer 1", explosive.sel(layer=1), 15.95, theory=16.0),
-        claim("N(0, 1): growth of the std a layer", growth, 16.0, theory=16.0),
-        claim("N(0, 1): first layer that is not finite", bad, 33.0, theory=32.0, resolution=1.0),
-    ]
-    for label, published, resolution in [
-        ("1/sqrt n", 1.0, 0.0), ("1/sqrt n, tanh", None, 0.0), ("Xavier by hand, tanh", 0.625, 0.03),
-        ("Xavier, tanh", 0.625, 0.03), ("1/sqrt n, ReLU", None, 0.0), ("Kaiming, ReLU", None, 0.0),
-    ]:  # fmt: skip
-        sample, theory = last(label)
-        found.append(
-            claim(f"{label}: std of the last layer", sample, published, theory=theory, resolution=resolution)
-        )
-    return found
+    yield claim("N(0, 1): std of layer 1", explosive.sel(layer=1), 15.95, theory=16.0)
+    yield claim("N(0, 1): growth of the std a layer", growth, 16.0, theory=16.0)
+    yield claim("N(0, 1): first layer that is not finite", bad, 33.0, theory=32.0, resolution=1.0)
+    for label, (published, resolution) in PRINTED.items():
+        last = data.sel(configuration=label).isel(layer=-1)
+        std, theory = last.forward_std, last.forward_std_theory
+        yield claim(f"{label}: std of the last layer", std, published, theory=theory, resolution=resolution)

@@ -13,19 +13,21 @@ wrong. Where there are fewer images than 60,000 there are more epochs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from scipy import stats
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data.images import ImageData
 from jaxstab.nets import mlp
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures, substitute
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
@@ -39,6 +41,7 @@ CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 X = np.arange(16, dtype=np.float32).reshape(2, 8)
 PRINTED_HALF = np.array([[0, 2, 0, 0, 8, 0, 12, 0], [16, 0, 20, 0, 24, 26, 28, 30]], np.float32)
 """The chapter's draw at p = 0.5."""
+claim = partial(make_claim, "dropout", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Config:
     updates: int = 600
     passes: int = 100
     layer_seeds: int = 4096
+    fashion_mnist: Path | None = None
 
 
 SCALES = {
@@ -66,11 +70,11 @@ def layer(key: jax.Array, *, p: float) -> dict[str, jax.Array]:
 
 @jaxstab.family(
     dims={**dict.fromkeys(CURVES, ("epoch",)), "entropy": ("image",), "is_wrong": ("image",)},
-    shared=lambda spec: images.load(spec.dataset),
+    shared=training.load,
 )
 def classifier(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     dataset: str,
     epochs: int,
@@ -79,7 +83,7 @@ def classifier(
 ) -> dict[str, jax.Array]:
     """One training run, and the entropy [nat] of each test image's mean prediction over dropped networks."""
     fit_key, drop_key = jax.random.split(key)
-    data = images.ImageData(*(jnp.asarray(x) for x in data))
+    data = ImageData(*(jnp.asarray(x) for x in data))
     spec = training.Spec(dataset, HIDDEN, "relu", "torch_default", epochs=epochs, batch_size=BATCH)
     numbers = training.HParams(learning_rate=RATE, dropout=rates)
     task = training.make_task(spec, numbers, data)
@@ -107,10 +111,11 @@ def classifier(
 
 def run(config: Config) -> Record:
     """The layer at five rates; the network with and without dropout."""
-    dataset, notes = substitute.images_or_digits()
-    epochs = max(10, substitute.epochs_of(config.updates, dataset, BATCH))
-    space = jaxstab.grid(rates=RATES, dataset=dataset, epochs=epochs, passes=config.passes)
-    data = jaxstab.sweep(classifier, space, config.seeds)
+    chosen = substitute.images_or_digits(config.fashion_mnist)
+    family = training.from_folder(classifier, config.fashion_mnist)
+    epochs, notes = max(10, chosen.epochs_of(config.updates, BATCH)), chosen.notes
+    space = jaxstab.grid(rates=RATES, dataset=chosen.dataset, epochs=epochs, passes=config.passes)
+    data = jaxstab.sweep(family, space, config.seeds)
     dropped = jaxstab.sweep(layer, jaxstab.grid(p=[0.0, 0.2, 0.5, 0.8, 1.0]), config.layer_seeds).dropped
     data["dropped"] = dropped.rename(seed="layer_seed")
     one = data.sel(rates="chapter")
@@ -164,40 +169,22 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"dropout": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The layer at 0, 0.5 and 1; what the book asserts; whether uncertainty tells wrong from right."""
-    data, found = record.data, []
-    dropped = data.dropped.rename(layer_seed="seed")
-    other = "a bound, and on other data" if record.notes else "a bound, not a value"
-
-    def claim(quantity: str, sample: xr.DataArray, published: float | None, **more) -> None:
-        one = scoreboard.make_claim(
-            "dropout", quantity, sample, published=published, source="chapter 4", **more
-        )
-        found.append(one)
-
+    dropped, chapter = record.data.dropped, record.data.sel(rates="chapter")
     for p, kept in ((0.0, X), (1.0, 0 * X)):
-        claim(
-            f"layer at p = {p:g}: largest error",
-            abs(dropped.sel(p=p) - kept).max(("row", "column")),
-            0.0,
-            theory=0.0,
-        )
+        error = abs(dropped.sel(p=p) - kept).max(("row", "column"))
+        yield claim(f"layer at p = {p:g}: largest error", error, 0.0, theory=0.0)
     half = dropped.sel(p=0.5)
     off = np.minimum(abs(half), abs(half - 2 * X)).max(("row", "column"))
-    claim("layer at p = 0.5: largest distance from 0 or 2 x", off, 0.0, theory=0.0)
-    claim(
-        "layer at p = 0.5: mean of the output",
-        half.mean(("row", "column")),
-        float(PRINTED_HALF.mean()),
-        theory=7.5,
-    )
-    last = data.sel(rates="chapter").isel(epoch=-1)
-    claim("train loss of the last epoch (asserted: below)", last.train_loss, 0.5, incomparable=other)
-    claim("test accuracy of the last epoch (asserted: above)", last.test_accuracy, 0.7, incomparable=other)
-    one = data.sel(rates="chapter")
-    means = [one.entropy.where(one.is_wrong == wrong).mean("image") for wrong in (0, 1)]
-    claim("entropy of right predictions [nat]", means[0], None)
-    claim("entropy of wrong predictions [nat]", means[1], None)
-    claim("chance that a wrong prediction is more uncertain than a right one", data.separation, None)
-    return found
+    yield claim("layer at p = 0.5: largest distance from 0 or 2 x", off, 0.0, theory=0.0)
+    mean = half.mean(("row", "column"))
+    yield claim("layer at p = 0.5: mean of the output", mean, float(PRINTED_HALF.mean()), theory=7.5)
+    last, other = chapter.isel(epoch=-1), f"a bound, {'and on other data' if record.notes else 'not a value'}"
+    for name, bound, side in (("train loss", 0.5, "below"), ("test accuracy", 0.7, "above")):
+        what = f"{name} of the last epoch (asserted: {side})"
+        yield claim(what, last[name.replace(" ", "_")], bound, incomparable=other)
+    for wrong, name in enumerate(("right", "wrong")):
+        mean = chapter.entropy.where(chapter.is_wrong == wrong).mean("image")
+        yield claim(f"entropy of {name} predictions [nat]", mean)
+    yield claim("chance that a wrong prediction is more uncertain than a right one", record.data.separation)

@@ -8,6 +8,8 @@ deviations, which their text describes, is 1.71, since a ReLU's output has a mea
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.figures import MEASURED, THEORY
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("forward", "backward", "std", "pytorch")
+claim = partial(make_claim, "gain_table", source="deep stack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +93,10 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"gains": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The two printed gains, and what the second of them is a gain of."""
-    data, source = record.data, "deep stack"
-
-    def claim(activation: str, kind: str, published: float) -> scoreboard.Claim:
-        one = data.sel(activation=activation)
-        quantity = (
-            f"{activation}, 10,000 samples, {'std ratio' if kind == 'std' else 'ratio of second moments'}"
-        )
-        return scoreboard.make_claim(
-            "gain_table", quantity, one[kind], published=published, source=source, resolution=0.05,
-            theory=float(one[f"exact_{kind}"]),
-        )  # fmt: skip
-
-    return [claim("tanh", "std", 1.6), claim("relu", "std", 1.4), claim("relu", "forward", 1.4)]
+    for activation, kind, published in (("tanh", "std", 1.6), ("relu", "std", 1.4), ("relu", "forward", 1.4)):
+        one = record.data.sel(activation=activation)
+        ratio = "std ratio" if kind == "std" else "ratio of second moments"
+        what, theory = f"{activation}, 10,000 samples, {ratio}", one[f"exact_{kind}"]
+        yield claim(what, one[kind], published, resolution=0.05, theory=theory)

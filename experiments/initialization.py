@@ -9,6 +9,8 @@ backward (n_out gamma = 1) at once unless n_in = n_out, and takes gamma = 2/(n_i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,8 +20,8 @@ import xarray as xr
 
 import jaxstab
 from jaxstab.nets import initializers
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
@@ -33,9 +35,12 @@ INITS = {
 }
 MODES = ["fan_in", "fan_avg", "fan_out"]
 PRINTED = [
-    [-0.0154, -0.0992, -0.0582, 0.0524, 0.5907], [0.0058, 0.6695, 0.7016, 0.0252, 0.6670],
-    [-0.3062, 0.3940, -0.1168, -0.3365, -0.4733], [0.4919, -0.3069, -0.2660, -0.9376, 0.0806],
-]  # fmt: skip
+    [-0.0154, -0.0992, -0.0582, 0.0524, 0.5907],
+    [0.0058, 0.6695, 0.7016, 0.0252, 0.6670],
+    [-0.3062, 0.3940, -0.1168, -0.3365, -0.4733],
+    [0.4919, -0.3069, -0.2660, -0.9376, 0.0806],
+]
+claim = partial(make_claim, "initialization", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,22 +149,13 @@ def gamma(data: xr.Dataset, mode: str) -> float:
     return {"fan_in": 1 / n_in, "fan_avg": 2 / (n_in + n_out), "fan_out": 1 / n_out}[mode]
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The printed Xavier matrix, and what the notes say of N(0, 0.01^2) in words."""
-    data = record.data
-    printed = float(np.sqrt(np.mean(np.square(PRINTED))))
-    found = [
-        scoreboard.make_claim("initialization", "rms of a 4 x 5 Xavier matrix", data.printed_rms, published=printed,
-                              source="chapter 4", theory=float(np.sqrt(2 / 9)))
-    ]  # fmt: skip
+    data, printed = record.data, float(np.sqrt(np.mean(np.square(PRINTED))))
+    yield claim("rms of a 4 x 5 Xavier matrix", data.printed_rms, printed, theory=np.sqrt(2 / 9))
+    small = data.sel(configuration="N(0, 0.01^2)", activation="relu", layer=1)
     for depth in data.depth.values:
-        small = data.log10_backward_rms.sel(configuration="N(0, 0.01^2)", activation="relu", depth=depth)
-        found.append(
-            scoreboard.make_claim(
-                "initialization", f"N(0, 0.01^2), ReLU, {depth} layers: log10 gradient at layer 1", small.sel(layer=1),
-                published=None, source="lecture notes",
-                theory=float(data.log10_backward_rms_theory.sel(
-                    configuration="N(0, 0.01^2)", activation="relu", depth=depth, layer=1)),
-            )
-        )  # fmt: skip
-    return found
+        one = small.sel(depth=depth)
+        what = f"N(0, 0.01^2), ReLU, {depth} layers: log10 gradient at layer 1"
+        theory = one.log10_backward_rms_theory
+        yield claim(what, one.log10_backward_rms, source="lecture notes", theory=theory)

@@ -14,13 +14,15 @@ measured in decades for each seed. Dashed: chi = 1, where a gradient keeps its s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import endings, figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.training import DIVERGED, NONFINITE, OK
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, ACTIVATION = 32, "tanh"
+claim = partial(make_claim, "learning_rate", source="lecture notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +52,16 @@ SCALES = {
 
 def run(config: Config) -> Record:
     """How every run ended, and the decades of learning rates that train each seed."""
-    data = jaxstab.sweep(
-        jaxstab.training,
-        jaxstab.grid(
-            hidden={f"{depth}": (WIDTH,) * depth for depth in config.depths},
-            learning_rate=np.geomspace(1e-3, 1e2, config.points), gain=np.geomspace(0.25, 4, config.points),
-            activation=ACTIVATION, init="lecun_normal", epochs=config.epochs, batch_size=32,
-        ),
-        config.seeds, keep=["train_loss"],
-    )  # fmt: skip
+    space = jaxstab.grid(
+        hidden={f"{depth}": (WIDTH,) * depth for depth in config.depths},
+        learning_rate=np.geomspace(1e-3, 1e2, config.points),
+        gain=np.geomspace(0.25, 4, config.points),
+        activation=ACTIVATION,
+        init="lecun_normal",
+        epochs=config.epochs,
+        batch_size=32,
+    )
+    data = jaxstab.sweep(jaxstab.training, space, config.seeds, keep=["train_loss"])
     data["final_loss"] = data.train_loss.isel(epoch=-1, drop=True)
     data = data.drop_vars(["train_loss", "epoch"]).rename(hidden="depth", gain="sigma_w")
     decades = 5 / (config.points - 1)
@@ -95,16 +99,11 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"ranges": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Decades of rates that train, at the scale nearest to chi = 1 and twice as far from it on both sides."""
-    data, found = record.data, []
-    critical = data.attrs["critical"]
-    for depth in data.depth.values:
+    critical = record.data.attrs["critical"]
+    for depth in record.data.depth.values:
         for factor, name in ((0.5, "half of"), (1.0, "at"), (2.0, "twice")):
-            one = data.sel(depth=depth).sel(sigma_w=factor * critical, method="nearest")
-            quantity = f"{depth} layers, sigma_w {name} chi = 1: decades of learning rates that train"
-            found.append((quantity, one.trained_decades))
-    return [
-        scoreboard.make_claim("learning_rate", quantity, sample, published=None, source="lecture notes")
-        for quantity, sample in found
-    ]
+            one = record.data.sel(depth=depth).sel(sigma_w=factor * critical, method="nearest")
+            what = f"{depth} layers, sigma_w {name} chi = 1: decades of learning rates that train"
+            yield claim(what, one.trained_decades)

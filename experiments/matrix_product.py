@@ -9,13 +9,15 @@ seeds. A row's logarithm grows by a chi^2_4 a step, exactly, hence at the Lyapun
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
 
@@ -24,16 +26,21 @@ if TYPE_CHECKING:
 
 PRINTED = {
     "notes on 4.8": [
-        [1.7021e27, 2.2672e27, -7.8770e26, 1.1673e27], [-3.1653e27, -4.2160e27, 1.4648e27, -2.1708e27],
-        [-5.8994e25, -7.8576e25, 2.7301e25, -4.0459e25], [-1.4618e27, -1.9471e27, 6.7649e26, -1.0025e27],
+        [1.7021e27, 2.2672e27, -7.8770e26, 1.1673e27],
+        [-3.1653e27, -4.2160e27, 1.4648e27, -2.1708e27],
+        [-5.8994e25, -7.8576e25, 2.7301e25, -4.0459e25],
+        [-1.4618e27, -1.9471e27, 6.7649e26, -1.0025e27],
     ],
     "chapter 4": [
-        [-2.5868e27, -1.0076e27, -2.8457e27, -5.1784e27], [2.4840e27, 9.6753e26, 2.7327e27, 4.9727e27],
-        [-1.3921e27, -5.4223e26, -1.5315e27, -2.7868e27], [1.6945e27, 6.6002e26, 1.8642e27, 3.3922e27],
+        [-2.5868e27, -1.0076e27, -2.8457e27, -5.1784e27],
+        [2.4840e27, 9.6753e26, 2.7327e27, 4.9727e27],
+        [-1.3921e27, -5.4223e26, -1.5315e27, -2.7868e27],
+        [1.6945e27, 6.6002e26, 1.8642e27, 3.3922e27],
     ],
-}  # fmt: skip
+}
 STEPS = 100
 SIZE = 4
+claim = partial(make_claim, "matrix_product", source="4.8 notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +56,14 @@ SCALES = {"smoke": Config(seeds=200), "default": Config(), "full": Config(seeds=
 def run(config: Config) -> Record:
     """The products' growth step by step, and one entry of each."""
     data = jaxstab.propagate(
-        config.seeds, activation="linear", init="normal", width=SIZE, batch=SIZE, depth=STEPS,
+        config.seeds,
+        activation="linear",
+        init="normal",
+        width=SIZE,
+        batch=SIZE,
+        depth=STEPS,
         keep=["log10_forward_rms", "forward_entry"],
-    )  # fmt: skip
+    )
     data["log10_entry"] = np.log10(np.abs(data.forward_entry.isel(layer=-1, drop=True)))
     return Record(data.drop_vars("forward_entry"))
 
@@ -82,37 +94,16 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"products": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Both printed draws, by the rms of their sixteen entries and by their first entry."""
-    data, found = record.data, []
+    data = record.data
     rms = data.log10_forward_rms.isel(layer=-1)
-    entry_median = finite_width.log10_entry_quantile(0.5, SIZE, STEPS + 1)
+    median = finite_width.log10_entry_quantile(0.5, SIZE, STEPS + 1)
     for source, entries in PRINTED.items():
-        values = np.array(entries)
-        for quantity, sample, published, theory in [
-            ("log10 rms of the 16 entries", rms, np.log10(np.sqrt(np.mean(values**2))), None),
-            ("log10 |first entry|", data.log10_entry, np.log10(abs(values[0, 0])), entry_median),
-        ]:
-            found.append(
-                scoreboard.make_claim(
-                    "matrix_product",
-                    quantity,
-                    sample,
-                    published=float(published),
-                    source=source,
-                    theory=theory,
-                )
-            )
+        printed = float(np.log10(np.sqrt(np.mean(np.square(entries)))))
+        yield claim("log10 rms of the 16 entries", rms, printed, source=source)
+        first = float(np.log10(abs(entries[0][0])))
+        yield claim("log10 |first entry|", data.log10_entry, first, source=source, theory=median)
     growth = (rms - data.log10_forward_rms.isel(layer=0)) / (STEPS - 1)
-    exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
-    found.append(
-        scoreboard.make_claim(
-            "matrix_product",
-            "log10 growth a step",
-            growth,
-            published=None,
-            source="4.8 notes",
-            theory=exponent,
-        )
-    )
-    return found
+    exponent = finite_width.lyapunov_exponents(SIZE)[0] / np.log(10)
+    yield claim("log10 growth a step", growth, theory=exponent)

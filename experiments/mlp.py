@@ -13,6 +13,9 @@ code from scratch, and equal to it to rounding over the first steps. Where there
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -22,11 +25,13 @@ import optax
 import xarray as xr
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import Mlp
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures, substitute
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
+from jaxstab.trials import training
 from jaxstab.trials.fitting import Task, Update, fit
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ CURVES = ("train_loss", "train_accuracy", "test_accuracy")
 PICTURES = 12
 BOUNDS = {"train_loss": 0.5, "train_accuracy": 0.7, "test_accuracy": 0.7}
 """What d2l's train_ch3 asserts of the last epoch."""
+claim = partial(make_claim, "mlp", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Config:
     seeds: int = 16
     updates: int = 2350
     pairs: int = 4
+    fashion_mnist: Path | None = None
 
 
 SCALES = {"smoke": Config(2, 30, 2), "default": Config(), "full": Config(seeds=128, pairs=16)}
@@ -113,10 +120,10 @@ WAYS = {"scratch": from_scratch, "concise": concise, "matched": matched}
         "predicted": ("image",),
         "first_weights": ("epoch", "pixel", "unit"),
     },
-    shared=lambda spec: images.load(spec.dataset),
+    shared=training.load,
 )
 def classifier(
-    key: jax.Array, data: images.ImageData, *, dataset: str, way: str, epochs: int
+    key: jax.Array, data: ImageData, *, dataset: str, way: str, epochs: int
 ) -> dict[str, jax.Array]:
     """One training run; labels predicted for the first test images; the first layer's weights by epoch."""
     x, labels = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
@@ -146,20 +153,21 @@ def classifier(
 
 def run(config: Config) -> Record:
     """Both ways on Fashion-MNIST (or what stands in for it); the matched pair over its first epochs."""
-    dataset, notes = substitute.images_or_digits()
-    epochs = substitute.epochs_of(config.updates, dataset, BATCH)
+    chosen = substitute.images_or_digits(config.fashion_mnist)
+    dataset, images, notes = chosen
+    family = training.from_folder(classifier, config.fashion_mnist)
+    epochs = chosen.epochs_of(config.updates, BATCH)
     few = jaxstab.grid(way=["scratch", "matched"], dataset=dataset, epochs=min(epochs, 3))
-    pair = jaxstab.sweep(classifier, few, config.pairs, keep=["first_weights"]).first_weights.rename(
+    pair = jaxstab.sweep(family, few, config.pairs, keep=["first_weights"]).first_weights.rename(
         epoch="early_epoch"
     )
     space = jaxstab.grid(way=["scratch", "concise"], dataset=dataset, epochs=epochs)
-    data = jaxstab.sweep(classifier, space, config.seeds, keep=[*CURVES, "predicted"])
+    data = jaxstab.sweep(family, space, config.seeds, keep=[*CURVES, "predicted"])
     apart = abs(pair.sel(way="scratch", drop=True) - pair.sel(way="matched", drop=True))
     data["matched_difference"] = apart.max(("pixel", "unit")).rename(seed="few_seeds")
-    shown = images.load(dataset)
-    pixels = shown.test_images[:PICTURES].reshape(-1, shown.side, shown.side)
+    pixels = images.test_images[:PICTURES].reshape(-1, images.side, images.side)
     data["picture"] = (("image", "row", "column"), np.asarray(pixels))
-    data["label"] = ("image", np.asarray(shown.test_labels[:PICTURES]))
+    data["label"] = ("image", np.asarray(images.test_labels[:PICTURES]))
     if epochs != 10:
         notes += (f"{epochs} epochs, for as many updates as the chapter's 10 epochs make.",)
     return Record(data, notes)
@@ -187,7 +195,7 @@ def plot_pictures(data: xr.Dataset) -> Figure:
     """True label, the label most seeds predict, and how many of them do."""
     import matplotlib.pyplot as plt
 
-    names = images.CLASSES[str(data.dataset.values)]
+    names = datasets.classes(str(data.dataset.values))
     figure, panels = plt.subplots(2, PICTURES // 2, figsize=(9, 3.8))
     for number, panel in enumerate(panels.flat):
         predicted = data.predicted.sel(way="scratch").isel(image=number)
@@ -204,27 +212,14 @@ def plot_pictures(data: xr.Dataset) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The bounds that the book's own training function asserts, both ways; the matched pair."""
-    data, found = record.data, []
+    data = record.data
     other = "a bound, and on other data" if record.notes else "a bound, not a value"
     for way in ("scratch", "concise"):
         for name, bound in BOUNDS.items():
-            last = data[name].sel(way=way).isel(epoch=-1)
             side = "below" if name == "train_loss" else "above"
-            quantity = f"{way}: {name.replace('_', ' ')} of the last epoch (asserted: {side})"
-            found.append((quantity, last, bound, None, other))
+            what = f"{way}: {name.replace('_', ' ')} of the last epoch (asserted: {side})"
+            yield claim(what, data[name].sel(way=way).isel(epoch=-1), bound, incomparable=other)
     apart = data.matched_difference.isel(early_epoch=0)
-    found.append(("matched ways: largest difference of a weight after an epoch", apart, None, 0.0, ""))
-    return [
-        scoreboard.make_claim(
-            "mlp",
-            quantity,
-            sample,
-            published=published,
-            source="chapter 4",
-            theory=theory,
-            incomparable=incomparable,
-        )
-        for quantity, sample, published, theory, incomparable in found
-    ]
+    yield claim("matched ways: largest difference of a weight after an epoch", apart, theory=0.0)

@@ -9,18 +9,22 @@ measured boundary is held against the theoretical line row by row.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+claim = partial(make_claim, "phase_diagram", source="Schoenholz et al. 2017")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +49,10 @@ def run(config: Config) -> Record:
     """The growth of gradients at every point of the plane: one program, one input, layers drawn in law."""
     sigma_w = np.linspace(0.5, 3.0, config.points)
     sigma_b = np.linspace(0.05, 1.5, config.points)
-    measured = jaxstab.propagate(
-        config.seeds, activation="tanh", init="lecun_normal", sampler="conditioned", batch=1, width=config.width,
-        depth=config.depth, gain=sigma_w, sigma_b=sigma_b, keep=["log10_backward_rms"],
-    )  # fmt: skip
+    stack = {"activation": "tanh", "init": "lecun_normal", "width": config.width, "depth": config.depth}
+    plane = {"gain": sigma_w, "sigma_b": sigma_b}
+    space = jaxstab.grid(**stack, **plane, batch=1, sampler="conditioned")
+    measured = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
     upper, lower = config.depth - 1, config.settle
     growth = measured.log10_backward_rms.sel(layer=lower) - measured.log10_backward_rms.sel(layer=upper)
     log_chi = 2 * np.log(10) * growth / (upper - lower)
@@ -107,15 +111,10 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"plane": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """No source prints a number of this plane; theory's line is what it is held against."""
     data = record.data
-    row = data.log_chi.isel(sigma_b=data.sizes["sigma_b"] // 2)
-    near = row.sel(sigma_w=float(data.critical[data.sizes["sigma_b"] // 2]), method="nearest")
-    share = 100 * rows_within_a_step(data)
-    return [
-        scoreboard.make_claim("phase_diagram", "rows within a step of chi = 1, %", [share], published=None,
-                              source="Schoenholz et al. 2017", theory=100.0),
-        scoreboard.make_claim("phase_diagram", f"ln chi nearest the line, sigma_b = {float(row.sigma_b):.2f}", near,
-                              published=None, source="Schoenholz et al. 2017", theory=0.0),
-    ]  # fmt: skip
+    row = data.isel(sigma_b=data.sizes["sigma_b"] // 2)
+    near = row.log_chi.sel(sigma_w=float(row.critical), method="nearest")
+    yield claim("rows within a step of chi = 1, %", 100 * rows_within_a_step(data), theory=100.0)
+    yield claim(f"ln chi nearest the line, sigma_b = {float(row.sigma_b):.2f}", near, theory=0.0)

@@ -12,6 +12,8 @@ for 2 the best line in the mean over x, which is 3.3 + 4 x, since E[x^2] = 1 and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,8 +23,8 @@ import optax
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit
 
@@ -40,8 +42,9 @@ PRINTED = {
         0.15180694, -0.16061942, 0.15435787, -0.051890615, 0.076504171, -0.17830151, -0.13083144, -0.19575839,
         0.0020399282, -0.11690621, 0.0020840177, -0.15289702,
     ),
-}  # fmt: skip
+}  # fmt: skip  # as they are printed
 THEORY = {"normal": synthetic.POLYNOMIAL_WEIGHTS, "underfitting": (3.3, 4.0), "overfitting": ()}
+claim = partial(make_claim, "polynomial", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +70,10 @@ def regression(
         return jnp.sum(x * weights[:, 0], axis=-1)
 
     def losses(weights: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        of = lambda x, y: jnp.mean((predict(weights, x) - y) ** 2)  # noqa: E731
+        fitted, tested = predict(weights, inputs), predict(weights, data.test_inputs[:, :powers])
         return {
-            "fitted_loss": of(inputs, targets),
-            "test_loss": of(data.test_inputs[:, :powers], data.test_targets),
+            "fitted_loss": jnp.mean((fitted - targets) ** 2),
+            "test_loss": jnp.mean((tested - data.test_targets) ** 2),
         }
 
     task = Task(
@@ -126,19 +129,13 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"fits": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Every printed weight, and how much larger the last test loss is than the training loss."""
-    found = []
     for name, (_, epochs) in REGIMES.items():
         one = record.data.sel(configuration=name)
+        truth = dict(enumerate(THEORY[name]))
         for power, printed in enumerate(PRINTED[name]):
-            weight, theory = one.weights.sel(power=power), dict(enumerate(THEORY[name])).get(power)
-            found.append((f"{name}: weight of x^{power}/{power}!", weight, printed, theory))
+            what = f"{name}: weight of x^{power}/{power}!"
+            yield claim(what, one.weights.sel(power=power), printed, theory=truth.get(power))
         last = one.sel(epoch=epochs)
-        found.append((f"{name}: test loss over training loss", last.test_loss / last.train_loss, None, None))
-    return [
-        scoreboard.make_claim(
-            "polynomial", what, sample, published=printed, source="chapter 4", theory=theory
-        )
-        for what, sample, printed, theory in found
-    ]
+        yield claim(f"{name}: test loss over training loss", last.test_loss / last.train_loss)

@@ -10,6 +10,8 @@ in danger.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,8 +20,8 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ STACKS = {
     "gain 0.01, tanh": {"activation": "tanh", "init": "lecun_normal", "gain": 0.01},
 }
 BREAKS = [f"first_{what}_layer_{way}" for what in ("bad", "lost") for way in ("forward", "backward")]
+claim = partial(make_claim, "precision", source="lecture notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,26 +158,15 @@ def plot_scaling(data: xr.Dataset) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The notes' three numbers about float16, and the layers that facts derive."""
-    data, source = record.data, "lecture notes"
-    half = data.sel(dtype="float16")
-
-    def claim(quantity: str, sample, published: float | None, **more) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "precision", quantity, sample, published=published, source=source, **more
-        )
-
-    found = [
-        claim("float16: smallest normal number", [float(half.edge_smallest_normal)], 6e-5, theory=2.0**-14,
-              resolution=5e-6),
-        claim("float16: largest power of two", [float(half.edge_largest)], 6e4, theory=2.0**15,
-              incomparable="the largest number is 65504; powers of two end at 32768"),
-        claim("float16: magnitude below which a gradient is 0", [float(half.edge_smallest)], 5e-4, theory=2.0**-24),
-    ]  # fmt: skip
-    explosive = data.sel(stack="N(0, 1), linear")
+    half = record.data.sel(dtype="float16")
+    normal, largest, smallest = half.edge_smallest_normal, half.edge_largest, half.edge_smallest
+    ends = "the largest number is 65504; powers of two end at 32768"
+    yield claim("float16: smallest normal number", normal, 6e-5, theory=2.0**-14, resolution=5e-6)
+    yield claim("float16: largest power of two", largest, 6e4, theory=2.0**15, incomparable=ends)
+    yield claim("float16: magnitude below which a gradient is 0", smallest, 5e-4, theory=2.0**-24)
     for dtype in DTYPES:
-        one = explosive.sel(dtype=dtype)
-        found.append(claim(f"{dtype}: N(0, 1) weights end in layer", one.first_bad_layer_forward, None,
-                           theory=float(one.first_bad_layer_forward_theory)))  # fmt: skip
-    return found
+        one = record.data.sel(stack="N(0, 1), linear", dtype=dtype)
+        layer, theory = one.first_bad_layer_forward, one.first_bad_layer_forward_theory
+        yield claim(f"{dtype}: N(0, 1) weights end in layer", layer, theory=theory)

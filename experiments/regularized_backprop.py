@@ -11,6 +11,8 @@ differ by rounding, which float64 makes 2^29 times smaller; a forgotten term wou
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,8 +21,8 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 INPUTS, HIDDEN, OUTPUTS = 20, 30, 10
 DTYPES = ("float32", "float64")
 LAMBDAS = np.concatenate([[0.0], np.geomspace(1e-3, 10, 9)])
+claim = partial(make_claim, "regularized_backprop", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def gradients(key: jax.Array, *, activation: str, dtype: str, decay: float) -> d
     weights = {name: draw(k, size).astype(dtype) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
     x = jax.random.normal(x_key, (INPUTS,)).astype(dtype)
     label, strength = jax.random.randint(y_key, (), 0, OUTPUTS), jnp.asarray(decay).astype(dtype)
-    product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+    product = partial(jnp.matmul, precision="highest")
 
     def objective(weights: dict[str, jax.Array]) -> jax.Array:
         o = product(weights["W2"], phi(product(weights["W1"], x)))
@@ -72,7 +75,10 @@ def gradients(key: jax.Array, *, activation: str, dtype: str, decay: float) -> d
         "W2": jnp.outer(at_o, h) + strength * weights["W2"],
     }
     by_grad = jax.grad(objective)(weights)
-    norm = lambda a: jnp.sqrt(jnp.sum(a**2))  # noqa: E731
+
+    def norm(a: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(a**2))
+
     found = {}
     for name in sizes:
         found[f"difference_{name}"] = norm(by_hand[name] - by_grad[name]) / norm(by_grad[name])
@@ -132,17 +138,10 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"gradients": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The largest relative difference of each seed, in units of rounding."""
-    data = record.data
-    found = []
     for dtype in DTYPES:
-        one = data.sel(dtype=dtype)
+        one = record.data.sel(dtype=dtype)
         worst = np.maximum(one.difference_W1, one.difference_W2).max(("activation", "decay"))
-        found.append(
-            scoreboard.make_claim(
-                "regularized_backprop", f"{dtype}: largest relative difference, in rounding units",
-                worst / np.finfo(dtype).eps, published=None, source="chapter 4",
-            )
-        )  # fmt: skip
-    return found
+        what = f"{dtype}: largest relative difference, in rounding units"
+        yield claim(what, worst / np.finfo(dtype).eps)

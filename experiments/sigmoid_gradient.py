@@ -9,14 +9,16 @@ activations by their Taylor series at 0: tanh and ReLU pass small signals on as 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = ["sigmoid", "tanh", "relu", "scaled_sigmoid"]
 POINTS = np.arange(160, dtype=np.float32) / 10 - 8
+claim = partial(make_claim, "sigmoid_gradient", source="backpropagation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +69,21 @@ def plot(record: Record) -> dict[str, Figure]:
         panel.plot(one.x, one.gradient, label="gradient")
         panel.plot(one.x, one.x, color="0.6", linewidth=0.8, linestyle=":", label="identity")
         panel.set(title=name, xlabel="x", ylim=(-2.2, 2.2))
-        panel.annotate(f"at 6: {float(one.gradient_at_6):.2g}", (6, float(one.gradient_at_6)), (2.2, -1.6), fontsize=8,
-                       arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7})  # fmt: skip
+        panel.annotate(
+            f"at 6: {float(one.gradient_at_6):.2g}",
+            (6, float(one.gradient_at_6)),
+            (2.2, -1.6),
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
+        )
     panels[0].legend(loc="upper left")
     return {"curves": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """Largest derivative and its place, and the Taylor coefficient of the corrected sigmoid."""
     sigmoid = record.data.gradient.sel(activation="sigmoid")
     corrected = record.data.gradient_at_0.sel(activation="scaled_sigmoid")
-
-    def claim(quantity: str, value: float, published: float, source: str, **more: Any) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "sigmoid_gradient", quantity, [value], published=published, source=source, **more
-        )
-
-    return [
-        claim(
-            "largest derivative of the sigmoid", float(sigmoid.max()), 0.25, "backpropagation", theory=0.25
-        ),
-        claim("x at which it is largest", float(sigmoid.idxmax("x")), 0.0, "backpropagation", theory=0.0),
-        claim("slope of 4 sigmoid(x) - 2 at 0", float(corrected), 1.0, "lecture notes", theory=1.0),
-    ]
+    yield claim("largest derivative of the sigmoid", sigmoid.max(), 0.25, theory=0.25)
+    yield claim("x at which it is largest", sigmoid.idxmax("x"), 0.0, theory=0.0)
+    yield claim("slope of 4 sigmoid(x) - 2 at 0", corrected, 1.0, source="lecture notes", theory=1.0)

@@ -20,6 +20,9 @@ units that dropout has set apart.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,10 +32,11 @@ import optax
 import xarray as xr
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import dropout as drop
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit, matrices
 
@@ -50,6 +54,7 @@ RUNS = {
 """run -> (L2 penalty, dropout rate, ulps by which one weight begins elsewhere)."""
 
 SEEN = ("distinct", "distance", "train_loss")
+claim = partial(make_claim, "symmetry", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +73,10 @@ SCALES = {
 }
 
 
-@jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: images.load("digits"))
+@jaxstab.family(dims=dict.fromkeys(SEEN, ("epoch",)), shared=lambda spec: datasets.load("digits"))
 def equal_units(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     units: int,
     dtype: str,
@@ -84,7 +89,7 @@ def equal_units(
 ) -> dict[str, jax.Array]:
     """64 pixels, equal tanh units, 10 classes, in plain arrays. Every draw is the same in both dtypes."""
     x, y = jnp.asarray(data.train_images, dtype), jnp.asarray(data.train_labels)
-    product = lambda a, b: jnp.matmul(a, b, precision="highest")  # noqa: E731
+    product = partial(jnp.matmul, precision="highest")
 
     def apply(params: dict[str, jax.Array], x: jax.Array, key: jax.Array | None) -> jax.Array:
         h = jnp.tanh(product(x, params["w"]) + params["b"])
@@ -168,34 +173,18 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"distances": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """How many units are distinct in the end; how far apart after one epoch; what a permutation changes."""
-    data, found = record.data, []
-
-    def claim(quantity: str, sample: xr.DataArray, published: float | None = None, **more) -> None:
-        one = scoreboard.make_claim(
-            "symmetry", quantity, sample, published=published, source="chapter 4", **more
-        )
-        found.append(one)
-
-    for units in data.units.values:
-        for name in list(RUNS)[:3]:
-            for dtype in DTYPES:
-                one = data.sel(units=units, configuration=name, dtype=dtype)
-                what = f"{name}, {units} units, {dtype}"
-                claim(
-                    f"{what}: distinct units at the end",
-                    one.distinct.isel(epoch=-1),
-                    1.0 if name == "SGD" else None,
-                )
-    broken = data.isel(units=-1).sel(configuration="SGD + dropout").distance.isel(epoch=0)
-    claim("dropout: distance after an epoch, float32 over float64", broken[0] / broken[1], theory=1.0)
-    apart = data.distance.isel(units=-1).sel(configuration="SGD + one ulp") > 1
+    data, most = record.data, record.data.isel(units=-1)
+    for units, name, dtype in itertools.product(data.units.values, list(RUNS)[:3], DTYPES):
+        distinct = data.distinct.sel(units=units, configuration=name, dtype=dtype).isel(epoch=-1)
+        what = f"{name}, {units} units, {dtype}: distinct units at the end"
+        yield claim(what, distinct, 1.0 if name == "SGD" else None)
+    dropped, ulp = (most.sel(configuration=f"SGD + {what}") for what in ("dropout", "one ulp"))
+    first = dropped.distance.isel(epoch=0)
+    yield claim("dropout: distance after an epoch, float32 over float64", first[0] / first[1], theory=1.0)
+    steps = ulp.step.where(ulp.distance > 1).min("epoch")  # NaN where they are not within the run
     for dtype in DTYPES:
-        steps = data.step.where(apart.sel(dtype=dtype)).min("epoch")  # NaN where they are not within the run
-        claim(f"one ulp, {dtype}: steps until two units are 1 apart", steps)
-        one = data.isel(units=-1).sel(configuration="SGD + dropout", dtype=dtype)
-        claim(
-            f"permuted units, {dtype}: relative change of the output", one.change_by_permutation, theory=0.0
-        )
-    return found
+        yield claim(f"one ulp, {dtype}: steps until two units are 1 apart", steps.sel(dtype=dtype))
+        change = dropped.change_by_permutation.sel(dtype=dtype)
+        yield claim(f"permuted units, {dtype}: relative change of the output", change, theory=0.0)

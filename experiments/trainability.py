@@ -14,14 +14,16 @@ that fails.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import endings, figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import meanfield
 from jaxstab.trials.training import DIVERGED, NONFINITE
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REACH = 6
+claim = partial(make_claim, "trainability", source="beyond")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +58,16 @@ SCALES = {
 def run(config: Config) -> Record:
     """How every run ended; where divergence begins; theory's chi for every sigma_w."""
     sigma_w = np.geomspace(0.5, 4, config.points)
-    data = jaxstab.sweep(
-        jaxstab.training,
-        jaxstab.grid(
-            activation=config.activations, learning_rate=np.geomspace(1e-3, 1e3, config.points), gain=sigma_w,
-            hidden={f"{config.depth}": (config.width,) * config.depth}, init="lecun_normal",
-            epochs=config.epochs, batch_size=32,
-        ),
-        config.seeds, keep=["train_accuracy", "first_bad_step"],
-    )  # fmt: skip
+    space = jaxstab.grid(
+        activation=config.activations,
+        learning_rate=np.geomspace(1e-3, 1e3, config.points),
+        gain=sigma_w,
+        hidden={f"{config.depth}": (config.width,) * config.depth},
+        init="lecun_normal",
+        epochs=config.epochs,
+        batch_size=32,
+    )
+    data = jaxstab.sweep(jaxstab.training, space, config.seeds, keep=["train_accuracy", "first_bad_step"])
     data["train_accuracy"] = data.train_accuracy.isel(epoch=-1, drop=True)
     data = data.drop_vars("epoch").rename(gain="sigma_w").isel(hidden=0)
     failed = (data.status == DIVERGED) | (data.status == NONFINITE)
@@ -128,22 +132,15 @@ def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
         panel.axvline(float(one.sigma_w[i]), color="white", linewidth=0.9, linestyle=":", label=label)
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The best training accuracy at chi = 1 and on both sides; where divergence begins."""
-    data, found = record.data, []
-
-    def claim(quantity: str, sample: xr.DataArray, **more) -> None:
-        one = scoreboard.make_claim("trainability", quantity, sample, published=None, source="beyond", **more)
-        found.append(one)
-
-    for name in data.activation.values:
-        best = data.train_accuracy.sel(activation=name).max("learning_rate")
-        critical = float(data.critical_sigma_w.sel(activation=name))
+    for name in record.data.activation.values:
+        one = record.data.sel(activation=name)
+        best, critical = one.train_accuracy.max("learning_rate"), float(one.critical_sigma_w)
         for factor, where in ((0.5, "half of"), (1.0, "at"), (2.0, "twice")):
-            one = best.sel(sigma_w=factor * critical, method="nearest")
-            claim(f"{name}, sigma_w {where} chi = 1: best training accuracy over the rates", one)
-        boundary = data.boundary.sel(activation=name).sel(sigma_w=critical, method="nearest")
-        claim(f"{name}, sigma_w at chi = 1: smallest learning rate that fails", boundary)
-        where = f"{name}: sigma_w of the best training accuracy (chi = 1 at {critical:.3g})"
-        claim(where, best.idxmax("sigma_w"))
-    return found
+            near = best.sel(sigma_w=factor * critical, method="nearest")
+            yield claim(f"{name}, sigma_w {where} chi = 1: best training accuracy over the rates", near)
+        boundary = one.boundary.sel(sigma_w=critical, method="nearest")
+        yield claim(f"{name}, sigma_w at chi = 1: smallest learning rate that fails", boundary)
+        what = f"{name}: sigma_w of the best training accuracy (chi = 1 at {critical:.3g})"
+        yield claim(what, best.idxmax("sigma_w"))

@@ -10,18 +10,20 @@ moves from where it began.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
 
 import jaxstab
-from jaxstab.data import images
-from jaxstab.report import claims as scoreboard
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 RATES = [0.003, 0.01, 0.03, 0.1]
 ACTIVATIONS = {"sigmoid": "xavier_normal", "tanh": "xavier_normal", "relu": "kaiming_normal"}
 UNITS = 32
+claim = partial(make_claim, "vanishing", source="lecture notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +55,11 @@ SCALES = {
 
 
 @jaxstab.family(
-    dims={"moved": ("matrix",), "gradient": ("matrix",)}, shared=lambda spec: images.load("digits")
+    dims={"moved": ("matrix",), "gradient": ("matrix",)}, shared=lambda spec: datasets.load("digits")
 )
 def classifier(
     key: jax.Array,
-    data: images.ImageData,
+    data: ImageData,
     *,
     layers: int,
     activation: str,
@@ -68,11 +71,16 @@ def classifier(
     task = training.make_task(spec, training.HParams(), data)
     result = fit(key, task, optax.sgd(learning_rate, momentum=0.9), epochs=epochs, batch_size=64)
     inputs, targets = jax.tree.map(lambda x: x[:256], task.data)
-    loss = lambda params: jnp.mean(task.loss(task.apply(params, inputs, None), targets))  # noqa: E731
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.mean(task.loss(task.apply(params, inputs, None), targets))
+
+    def root(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.mean(x**2))
+
     begun, ended, slope = (
         matrices(tree) for tree in (result.start, result.params, jax.grad(loss)(result.start))
     )
-    root = lambda x: jnp.sqrt(jnp.mean(x**2))  # noqa: E731
     guess = jnp.argmax(task.apply(result.params, jnp.asarray(data.test_images), None), axis=1)
     return {
         "moved": jnp.stack([root(b - a) / root(a) for a, b in zip(begun, ended, strict=True)]),
@@ -91,9 +99,8 @@ def matrices(params: Any) -> list[jax.Array]:
 
 def run(config: Config) -> Record:
     """The factor of every sigmoid, and the training of shallow and deep classifiers."""
-    stack = jaxstab.propagate(
-        config.seeds, activation=list(ACTIVATIONS), init="lecun_normal", depth=config.depth, keep=["log10_backward_rms"]
-    )  # fmt: skip
+    deep = jaxstab.grid(activation=list(ACTIVATIONS), init="lecun_normal", depth=config.depth)
+    stack = jaxstab.sweep(jaxstab.propagation, deep, config.seeds, keep=["log10_backward_rms"])
     trained = jaxstab.sweep(
         classifier,
         jaxstab.grid(
@@ -148,29 +155,22 @@ def plot(record: Record) -> dict[str, Figure]:
     return {"vanishing": figure}
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The bound of 1/4, and what became of the bottom layer."""
-    data = record.data
-    sigmoid = data.sel(activation="sigmoid")
-    deep = sigmoid.isel(layers=-1)
-    theory = jaxstab.predict(activation="sigmoid", init="lecun_normal", depth=int(data.layer[-1]))
-    log10 = theory.log10_backward_rms
-    bound = "a bound on the factor, not a draw of it"
-
-    def claim(
-        quantity: str, sample: xr.DataArray, published: float | None, source: str, **more
-    ) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "vanishing", quantity, sample, published=published, source=source, **more
-        )
-
-    middle = int(data.layer[-1]) // 2
-    left = float(log10.sel(layer=middle) - log10.sel(layer=middle + 1))
-    return [
-        claim("sigmoid: share of the gradient that a layer leaves", sigmoid.factor.sel(layer=middle), 0.25,
-              "backpropagation", incomparable=bound, theory=10**left),
-        claim(f"sigmoid, {int(deep.layers)} layers: first matrix moved, relative", deep.moved.isel(matrix=0), None,
-              "lecture notes"),
-        claim(f"sigmoid, {int(deep.layers)} layers: test accuracy", deep.test_accuracy, None, "lecture notes"),
-        claim("sigmoid, 2 layers: test accuracy", sigmoid.isel(layers=0).test_accuracy, None, "lecture notes"),
-    ]  # fmt: skip
+    sigmoid = record.data.sel(activation="sigmoid")
+    deep, shallow = sigmoid.isel(layers=-1), sigmoid.isel(layers=0)
+    depth = int(record.data.layer[-1])
+    theory = jaxstab.predict(activation="sigmoid", init="lecun_normal", depth=depth).log10_backward_rms
+    middle = depth // 2
+    yield claim(
+        "sigmoid: share of the gradient that a layer leaves",
+        sigmoid.factor.sel(layer=middle),
+        0.25,
+        source="backpropagation",
+        theory=10 ** (theory.sel(layer=middle) - theory.sel(layer=middle + 1)),
+        incomparable="a bound on the factor, not a draw of it",
+    )
+    name = f"sigmoid, {int(deep.layers)} layers"
+    yield claim(f"{name}: first matrix moved, relative", deep.moved.isel(matrix=0))
+    yield claim(f"{name}: test accuracy", deep.test_accuracy)
+    yield claim("sigmoid, 2 layers: test accuracy", shallow.test_accuracy)

@@ -22,7 +22,7 @@ import xarray as xr
 from flax import linen, nnx
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets
 from jaxstab.report import figures
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def cross_entropy(logits: Any, labels: Any) -> jax.Array:
 
 def batches(steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images [batch, pixels], labels [batch]) of the digits, drawn at random, the same each time."""
-    data, rng = images.load("digits"), np.random.default_rng(0)
+    data, rng = datasets.load("digits"), np.random.default_rng(0)
     for _ in range(steps):
         chosen = rng.integers(len(data.train_images), size=BATCH)
         yield np.asarray(data.train_images)[chosen], np.asarray(data.train_labels)[chosen]

@@ -14,6 +14,8 @@ by nothing else: a chi with 180 degrees of freedom, the norm but for a few hundr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -26,8 +28,8 @@ from scipy import stats
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import claims as scoreboard
 from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, Update, fit, matrices
 
@@ -44,6 +46,7 @@ PRINTED = {
 DECAYS = (0, 3, 10)
 CURVES = ["w_norm", "train_loss", "test_loss"]
 NEAR_ZERO = 0.01
+claim = partial(make_claim, "weight_decay", source="chapter 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,10 @@ def regression(
 
     def probe(params: dict, key: jax.Array) -> dict[str, jax.Array]:
         (w,) = (x for x in jax.tree.leaves(params) if x.ndim > 1)
-        loss = lambda x, y: jnp.mean(task.loss(task.apply(params, x, key), y))  # noqa: E731
+
+        def loss(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.mean(task.loss(task.apply(params, x, key), y))
+
         losses = {"fitted_loss": loss(*task.data), "test_loss": loss(data.test_inputs, data.test_targets)}
         return {"w": w[:, 0], "w_norm": jnp.sqrt(jnp.sum(w**2)), **losses}
 
@@ -211,34 +217,19 @@ def plot_penalties(data: xr.Dataset) -> Figure:
     return figure
 
 
-def claims(record: Record) -> list[scoreboard.Claim]:
+def claims(record: Record) -> Iterator[Claim]:
     """The four printed norms; the norm at the lambda of the text; what should be the same, or zero."""
     data = record.data
     norm = data.w_norm.isel(epoch=-1)
-
-    def claim(quantity: str, sample: xr.DataArray, published: float | None, **more) -> scoreboard.Claim:
-        return scoreboard.make_claim(
-            "weight_decay", quantity, sample, published=published, source="chapter 4", **more
-        )
-
-    found = []
     for (way, decay), printed in PRINTED.items():
         factor, freedom = left_over(decay)
-        theory = factor * float(stats.chi.median(freedom))
-        found.append(
-            claim(
-                f"{way}, lambda = {decay}: norm of w", norm.sel(way=way, decay=decay), printed, theory=theory
-            )
-        )
-    found.append(
-        claim("scratch, lambda = 10: norm of w", norm.sel(way="scratch", decay=10), PRINTED["scratch", 3],
-              incomparable="the text says 10, the code that printed the number 3")
-    )  # fmt: skip
+        theory = factor * stats.chi.median(freedom)
+        one = norm.sel(way=way, decay=decay)
+        yield claim(f"{way}, lambda = {decay}: norm of w", one, printed, theory=theory)
+    ten, other = norm.sel(way="scratch", decay=10), "the text says 10, the code that printed the number 3"
+    yield claim("scratch, lambda = 10: norm of w", ten, PRINTED["scratch", 3], incomparable=other)
     apart = data.matched_difference.max("matched_decay").sel(epoch=5)
-    found.append(
-        claim("matched ways: largest difference of a weight after 20 steps", apart, None, theory=0.0)
-    )
+    yield claim("matched ways: largest difference of a weight after 20 steps", apart, theory=0.0)
     for penalty in ("L2", "L1"):
         share = data.near_zero.sel(penalty=penalty).isel(epoch=-1)
-        found.append(claim(f"{penalty}, lambda = 1: share of weights within {NEAR_ZERO} of 0", share, None))
-    return found
+        yield claim(f"{penalty}, lambda = 1: share of weights within {NEAR_ZERO} of 0", share)

@@ -6,9 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csgraph
 
 import jaxstab
 
@@ -17,7 +20,7 @@ FLOORS = {
     "errors": 0, "typing": 0, "machine": 0, "names": 0, "random": 0, "reductions": 0, "scaling": 0,
     "theory": 1,
     "observation": 2, "nets": 2, "data": 2, "trials": 3, "engine": 4, "diagnosis": 5, "report": 5, "cli": 6,
-}  # fmt: skip
+}  # fmt: skip  # from the ground up
 APART = [("nets", "data"), ("observation", "nets"), ("observation", "data"), ("diagnosis", "report")]
 MAY_TOUCH_FILES = (
     "machine.py",
@@ -47,20 +50,37 @@ def floor_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports_of(path: Path) -> list[str]:
-    """Modules of jaxstab that a file imports, wherever in it."""
+def imports_of(path: Path, *, for_types: bool = True) -> list[str]:
+    """What a file imports of jaxstab and experiments, wherever in it; that under TYPE_CHECKING `for_types` only."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(ast.parse(path.read_text()), for_types):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found += (
-                [f"{node.module}.{alias.name}" for alias in node.names]
-                if node.module == "jaxstab"
-                else [node.module]
-            )
-    return [name for name in found if name and name.startswith("jaxstab.")]
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in found if name.startswith(("jaxstab.", "experiments."))]
+
+
+def nodes_of(tree: ast.AST, for_types: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if for_types or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes_of(node, for_types)
+
+
+def circles() -> set[frozenset[str]]:
+    """Groups of modules each of which imports all others, directly or through others; late imports count."""
+    paths = [path for top in ("jaxstab", "experiments") for path in sorted((ROOT / top).rglob("*.py"))]
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in paths]
+    imported = [
+        {name if name in names else name.rpartition(".")[0] for name in imports_of(p, for_types=False)}
+        for p in paths
+    ]
+    graph = [[name in own for name in names] for own in imported]
+    _, groups = csgraph.connected_components(np.array(graph), connection="strong")
+    members = [frozenset(np.array(names)[groups == group].tolist()) for group in np.unique(groups)]
+    return {group for group in members if len(group) > 1}
 
 
 def climbs(path: Path) -> list[str]:
@@ -81,12 +101,28 @@ def test_imports_go_down_only(path):
     assert climbs(path) == []
 
 
+def test_no_import_runs_in_a_circle():
+    assert circles() == set()
+
+
+def test_a_circle_is_seen_unless_it_is_of_types_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "jaxstab/nets").mkdir(parents=True)
+    first, second, third = (tmp_path / f"jaxstab/nets/{name}.py" for name in ("first", "second", "third"))
+    third.write_text("import jaxstab.nets.first\n")
+    second.write_text("from jaxstab.nets import third\n")
+    first.write_text("if TYPE_CHECKING:\n    from jaxstab.nets.second import x\n")
+    assert circles() == set()
+    first.write_text("def f():\n    from jaxstab.nets.second import x\n")
+    assert circles() == {frozenset(f"jaxstab.nets.{name}" for name in ("first", "second", "third"))}
+
+
 def test_a_climbing_import_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "jaxstab/theory").mkdir(parents=True)
     wrong = tmp_path / "jaxstab/theory/wrong.py"
     wrong.write_text("from jaxstab.nets import initializers\n")
-    assert climbs(wrong) == ["jaxstab.nets"]
+    assert climbs(wrong) == ["jaxstab.nets.initializers"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

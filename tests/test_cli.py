@@ -97,6 +97,16 @@ def test_train_shows_how_each_configuration_ended(capsys, tmp_path):
     ]
 
 
+def test_train_reads_the_folder_it_is_given_and_sets_no_variable(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAXSTAB_FASHION_MNIST", raising=False)
+    before = dict(os.environ)
+    nowhere = tmp_path / "nowhere"
+    code, _, err = run(capsys, "train", "--dataset", "fashion_mnist", "--fashion-mnist", str(nowhere))
+    assert code == 1
+    assert f"{nowhere} is not a folder" in err
+    assert os.environ == before
+
+
 def test_the_options_of_train_are_its_familys_parameters():
     own = {"seeds", "fashion_mnist", "plot", "json"}
     assert {f.name for f in dataclasses.fields(commands.Train)} - own == set(jaxstab.training.parameters)
@@ -104,8 +114,9 @@ def test_the_options_of_train_are_its_familys_parameters():
 
 def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ENGINE_TESTS)
-    words = ["sweep", "families:descent", "--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4",
-             "--store", str(tmp_path / "store"), "--out", str(tmp_path / "data.nc"), "--json"]  # fmt: skip
+    axes = ["--grid", "steps=20", "learning_rate=linspace(0.05,0.5,3)", "--seeds", "4"]
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "data.nc")]
+    words = ["sweep", "families:descent", *axes, *places, "--json"]
     code, out, _ = run(capsys, *words)
     assert code == 0
     assert json.loads(out)["status"]["ok"] == 12

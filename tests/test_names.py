@@ -67,7 +67,7 @@ def test_a_record_is_json_that_tells_values_apart():
         ("he_normal", ("kaiming_normal",), "kaiming_normal"),
         ("fp16", ("float16",), "float16"),
     ],
-)  # fmt: skip
+)
 def test_what_the_field_calls_it_is_taken(value, choices, name):
     assert require_choice(value, choices, "thing") == name
 
@@ -77,10 +77,15 @@ def test_what_the_field_calls_it_is_taken(value, choices, name):
     [
         ("float64", ("float32", "bfloat16", "float16"), "Choices: float32", "Did you mean"),
         ("tahn", ("tanh", "relu"), "Did you mean 'tanh'?", "zzz"),
-        ("xavier", ("normal", "xavier_normal", "xavier_uniform"), "'xavier_normal' or 'xavier_uniform'?", "zzz"),
+        (
+            "xavier",
+            ("normal", "xavier_normal", "xavier_uniform"),
+            "'xavier_normal' or 'xavier_uniform'?",
+            "zzz",
+        ),
         ("swish", ("mish", "relu"), "Choices: mish, relu", "Did you mean"),
     ],
-)  # fmt: skip
+)
 def test_a_hint_is_given_where_it_is_a_slip_of_the_hand(value, choices, said, unsaid):
     with pytest.raises(UsageError) as refusal:
         require_choice(value, choices, "thing")

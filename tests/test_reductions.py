@@ -47,8 +47,8 @@ def test_nothing_and_complex_numbers():
 def test_a_program_passes_nan_on(is_small):
     """Not so a plain one where XLA's CPU backend has its way with maxima, which is what the options are there for."""
     x = jnp.full((16, 12, 12, 16), jnp.nan)
-    f = lambda x: jnp.max(x, axis=-1)  # noqa: E731
-    assert np.all(np.isnan(jax.jit(f, compiler_options=compiler_options(is_small=is_small))(x)))
+    options = compiler_options(is_small=is_small)
+    assert np.all(np.isnan(jax.jit(lambda x: jnp.max(x, axis=-1), compiler_options=options)(x)))
 
 
 def test_an_option_that_is_unknown_is_left_out(monkeypatch):

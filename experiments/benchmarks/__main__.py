@@ -20,13 +20,13 @@ import tyro
 from experiments.benchmarks.race import LEAST_P
 from jaxstab.errors import UsageError, require_choice
 
-NAMES = (
-    "deep_stack", "width", "polynomial", "weight_decay", "mlp", "engine", "cores", "compilation", "startup", "scaling",
-)  # fmt: skip
-MODULES = {
-    "deep_stack": "stacks", "width": "stacks", "polynomial": "fits", "weight_decay": "fits", "mlp": "fits",
-    "engine": "costs", "cores": "costs", "compilation": "costs", "startup": "costs",
-}  # fmt: skip
+BENCHMARKS = {
+    "stacks": ("deep_stack", "width"),
+    "fits": ("polynomial", "weight_decay", "mlp"),
+    "costs": ("engine", "cores", "compilation", "startup"),
+}
+MODULES = {name: module for module, names in BENCHMARKS.items() for name in names}
+NAMES = (*MODULES, "scaling")
 
 
 def main(
@@ -56,13 +56,12 @@ def main(
         )
     if device is not None:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
-    if fashion_mnist is not None:
-        os.environ["JAXSTAB_FASHION_MNIST"] = str(fashion_mnist)
     import importlib
 
     from experiments.benchmarks import limits, scaling
     from experiments.benchmarks.race import race
     from experiments.benchmarks.setting import Setting, import_torch
+    from jaxstab.data.fashion_mnist import find
     from jaxstab.report import figures
 
     torch = import_torch()
@@ -70,8 +69,8 @@ def main(
     on = "cuda" if environment["backend"] == "gpu" else "cpu"
     if on == "cuda" and torch is not None and not torch.cuda.is_available():
         torch = None
-    dataset = "fashion_mnist" if os.environ.get("JAXSTAB_FASHION_MNIST") else "digits"
-    setting = Setting(on, torch, scale, rounds, dataset)
+    dataset = "fashion_mnist" if find(fashion_mnist).folder else "digits"
+    setting = Setting(on, torch, scale, rounds, dataset, fashion_mnist)
     folder = out / environment["machine"]
     folder.mkdir(parents=True, exist_ok=True)
     rates = limits.measure(torch, on)

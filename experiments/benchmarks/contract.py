@@ -72,7 +72,7 @@ SUBJECTS = {
     "dropout": of("dropout:classifier", dataset="digits", epochs=1, passes=2, rates={"two": (0.1, 0.2)}),
     "subject": of("benchmarks.subject:regression", "learning_rate", [0.1, 1e30], steps=5),
     "users": of("benchmarks.contract:walk", "size", [1, 1e38], steps=6),
-}  # fmt: skip
+}  # fmt: skip  # a family a line
 
 
 @jaxstab.family(dims={"path": ("step",)})

@@ -28,6 +28,7 @@ from experiments.benchmarks.subject import regression
 from jaxstab.engine.job import Job
 from jaxstab.engine.lane import keeping
 from jaxstab.engine.store import Store
+from jaxstab.trials import training
 
 SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
 
@@ -108,26 +109,19 @@ def cores(setting: Setting) -> Iterator[Contest]:
     """
     if jax.local_device_count() == 1:
         return
-    families: dict[str, tuple[Callable[..., Any], int, float]] = {
-        "propagation, explicit": (partial(jaxstab.propagate, keep=["forward_rms"]), 64, 1.7),
-        "propagation, conditioned": (
-            partial(jaxstab.propagate, sampler="conditioned", keep=["forward_rms"]), 512, 1.7,
-        ),
-        "polynomial": (
-            lambda seeds, **more: jaxstab.sweep(
-                polynomials.regression, jaxstab.grid(powers=4, epochs=400), seeds, keep=["weights"], **more
-            ), 1024, 1.7,
-        ),
-        "weight decay": (
-            lambda seeds, **more: jaxstab.sweep(
-                decays.regression, jaxstab.grid(way="scratch", decay=3), seeds, keep=["w_norm"], **more
-            ), 1024, 1.7,
-        ),
-        "classifier": (
-            partial(jaxstab.train, dataset=setting.dataset, epochs=1, batch_size=256, keep=["train_loss"]), 16, 1.3,
-        ),
-    }  # fmt: skip
-    for name, (run, seeds, target) in families.items():
+    classifier = training.from_folder(jaxstab.training, setting.fashion_mnist)
+    images = jaxstab.grid(dataset=setting.dataset, epochs=1, batch_size=256)
+    stack, in_law = jaxstab.grid(), jaxstab.grid(sampler="conditioned")
+    fit, decay = jaxstab.grid(powers=4, epochs=400), jaxstab.grid(way="scratch", decay=3)
+    work = {
+        "propagation, explicit": (jaxstab.propagation, stack, "forward_rms", 64, 1.7),
+        "propagation, conditioned": (jaxstab.propagation, in_law, "forward_rms", 512, 1.7),
+        "polynomial": (polynomials.regression, fit, "weights", 1024, 1.7),
+        "weight decay": (decays.regression, decay, "w_norm", 1024, 1.7),
+        "classifier": (classifier, images, "train_loss", 16, 1.3),
+    }
+    for name, (family, space, kept, seeds, target) in work.items():
+        run = partial(jaxstab.sweep, family, space, keep=[kept])
         lanes = max(int(seeds * setting.scale), 16)
         one = partial(run, seeds=lanes, devices=1, progress=False)
         contestants = {
@@ -166,10 +160,8 @@ def compilation(setting: Setting) -> Iterator[Contest]:
             counts.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    run = partial(
-        jaxstab.propagate, seeds=32, activation=["tanh", "relu", "gelu"], depth=11, width=24, batch=4,
-        keep=["forward_rms"], progress=False,
-    )  # fmt: skip
+    size = {"depth": 11, "width": 24, "batch": 4, "activation": ["tanh", "relu", "gelu"]}
+    run = partial(jaxstab.propagate, seeds=32, keep=["forward_rms"], progress=False, **size)
     run(gain=np.linspace(0.5, 2.5, 16))
     first = len(counts)
     counts.clear()
@@ -188,11 +180,13 @@ def startup(setting: Setting) -> Iterator[Contest]:
             [sys.executable, *words], check=True, env=environment, capture_output=True
         )
 
-    yield Contest("import jaxstab and jax", "process", {
+    imports = {
         "import jax": Contestant(started("-c", "import jax"), 1),
         "import jaxstab, jax": Contestant(started("-c", "import jaxstab, jax"), 1, is_ours=True),
-    })  # fmt: skip
-    yield Contest("jaxstab --help", "process", {
+    }
+    yield Contest("import jaxstab and jax", "process", imports)
+    words = {
         "python -c pass": Contestant(started("-c", "pass"), 1),
         "jaxstab --help": Contestant(started("-m", "jaxstab.cli", "--help"), 1, is_ours=True),
-    })  # fmt: skip
+    }
+    yield Contest("jaxstab --help", "process", words)

@@ -115,11 +115,13 @@ def alone(diagnosed: Any, seed: int) -> Any:
     one = slice(seed, seed + 1)
     runs = {
         name: dataclasses.replace(
-            run, seen=dataclasses.replace(run.seen, values=tuple(v[one] for v in run.seen.values)),
-            exact=[x[one] for x in run.exact], outputs=[x[one] for x in run.outputs],
+            run,
+            seen=dataclasses.replace(run.seen, values=tuple(v[one] for v in run.seen.values)),
+            exact=[x[one] for x in run.exact],
+            outputs=[x[one] for x in run.outputs],
         )
         for name, run in diagnosed.rehearsals.items()
-    }  # fmt: skip
+    }
     calls = dataclasses.replace(diagnosed.calls, values=tuple(v[one] for v in diagnosed.calls.values))
     return dataclasses.replace(
         diagnosed, calls=calls, rehearsals=runs, gradients=[g[one] for g in diagnosed.gradients]
@@ -154,9 +156,12 @@ def false_findings(seeds: int, only: str, counts: Counter) -> Iterator[str]:
 
 
 def main(
-    seeds: int = 20, draws: int = 2, only: str = "", parts: tuple[str, ...] = ("faults", "healthy"),
+    seeds: int = 20,
+    draws: int = 2,
+    only: str = "",
+    parts: tuple[str, ...] = ("faults", "healthy"),
     out: Path | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Print both tables; 1 if more than one fault was missed, any was blamed elsewhere, or two were falsely grave.
 
     Args:

@@ -35,7 +35,7 @@ AS_WRITTEN = {"xla_allow_excess_precision": False}
 COLUMNS = (
     "model", "repository", "commit", "licence", "dtype", "parameters", "same bits", "forward", "backward",
     "no gradient", "doubled", "compile x", "step x", "step", *GRAVITIES, "diagnose",
-)  # fmt: skip
+)  # fmt: skip  # the heads of a table
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n"
 INTRO = """`jaxstab.observe` and `jaxstab.diagnose` on models of public repositories as they stand, one training step
 each: observation leaves every bit of the loss and of the gradients as it was (both compiled with
@@ -170,10 +170,17 @@ def check(subject: Subject, rounds: int) -> Observed:
     strange = [name for way in names.values() for name in {*way} if way.count(name) > 1 or not name[0]]
     leaves = [leaf for leaf in jax.tree.leaves(args[0]) if eqx.is_array(leaf)]
     return Observed(
-        ", ".join(sorted({s.dtype for s in seen.sites})), sum(leaf.size for leaf in leaves), is_same,
-        names["forward"], names["backward"], sorted({*floats} - {*names["backward"]}), sorted(strange),
-        after / before, seconds[1] / seconds[0], seconds[0],
-    )  # fmt: skip
+        ", ".join(sorted({s.dtype for s in seen.sites})),
+        sum(leaf.size for leaf in leaves),
+        is_same,
+        names["forward"],
+        names["backward"],
+        sorted({*floats} - {*names["backward"]}),
+        sorted(strange),
+        after / before,
+        seconds[1] / seconds[0],
+        seconds[0],
+    )
 
 
 def diagnosed(subject: Subject) -> tuple[jaxstab.Diagnosis, float]:
@@ -216,7 +223,7 @@ def row(subject: Subject, found: Observed, said: jaxstab.Diagnosis, seconds: flo
         f"{found.parameters:,}", "yes" if found.is_same else "NO", len(found.forward), len(found.backward),
         len(found.without_gradient), len(found.strange), f"{found.compile_ratio:.2f}",
         f"{found.step_ratio:.2f}", f"{1000 * found.seconds:.1f} ms", *counts, f"{seconds:.0f} s",
-    )  # fmt: skip
+    )  # fmt: skip  # under the heads of the table
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -195,11 +195,15 @@ def tiny_loss(output: Array) -> Array:
 def altered(model: nn.Module, x: Array, path: str, change: Change, seed: int = 0) -> dict[str, Any]:
     """Settings with the variables of a linen module, one parameter of which was changed."""
     variables = model.init(jax.random.key(seed), x)
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in
-             jax.tree.leaves_with_path(variables["params"])]  # fmt: skip
+    names = [
+        jax.tree_util.keystr(p, simple=True, separator="/")
+        for p, _ in jax.tree.leaves_with_path(variables["params"])
+    ]
     assert path in names, names
-    found = [change(leaf) if name == path else leaf for name, leaf in
-             zip(names, jax.tree.leaves(variables["params"]), strict=True)]  # fmt: skip
+    found = [
+        change(leaf) if name == path else leaf
+        for name, leaf in zip(names, jax.tree.leaves(variables["params"]), strict=True)
+    ]
     return {
         "variables": {
             **variables,
@@ -208,8 +212,16 @@ def altered(model: nn.Module, x: Array, path: str, change: Change, seed: int = 0
     }
 
 
-def planted(change: Change, network: str, place: str, findings: str, gravity: str = "grave", dtype: str = "",
-            where: str | None = None, **settings: Any) -> Fault:  # fmt: skip
+def planted(
+    change: Change,
+    network: str,
+    place: str,
+    findings: str,
+    gravity: str = "grave",
+    dtype: str = "",
+    where: str | None = None,
+    **settings: Any,
+) -> Fault:
     """A fault at a place of a network."""
     model, inputs = NETWORKS[network]((place, change))
     name = change.__name__.replace("_", " ")
@@ -265,7 +277,7 @@ def in_code() -> list[Fault]:
         planted(by_64, "transformer", "embedded", "summand drowned", "warning", where="^Transformer$"),
         planted(tiny_loss, "MLP", "none", "gradient underflow", "warning", "float16", ".", loss=tiny_loss),
         planted(tiny_loss, "transformer", "none", "gradient underflow", "warning", "float16", ".", loss=tiny_loss),
-    ]  # fmt: skip
+    ]  # fmt: skip  # a fault a line
 
 
 def in_parameters() -> list[Fault]:
@@ -280,11 +292,19 @@ def in_parameters() -> list[Fault]:
     tied = Transformer(is_tied=True, width=256)
     gain, explodes, vanishes = "wrong gain", "signal explodes", "gradient vanishes|signal vanishes"
 
-    def altered_fault(name: str, network: str, model: Any, x: Array, path: str, change: Change, findings: str,
-                      where: str, gravity: str = "warning") -> Fault:  # fmt: skip
-        return Fault(
-            name, network, model, (x,), findings, where, gravity, "", altered(model, x, path, change)
-        )
+    def altered_fault(
+        name: str,
+        network: str,
+        model: Any,
+        x: Array,
+        path: str,
+        change: Change,
+        findings: str,
+        where: str,
+        gravity: str = "warning",
+    ) -> Fault:
+        settings = altered(model, x, path, change)
+        return Fault(name, network, model, (x,), findings, where, gravity, "", settings)
 
     return [
         altered_fault("std 1 in one layer", "MLP", MLP(), vectors(), "dense_3/kernel", lambda w: w * 40, gain,
@@ -323,12 +343,12 @@ def in_parameters() -> list[Fault]:
         Fault("pixels of 1e6", "CNN", CNN(), (1e6 * images(),), f"{NAN}|{OVER}", "input 0", "grave", "float16"),
         Fault("inf in the input", "MLP", MLP(), (vectors().at[0, 0].set(jnp.inf),), NAN, "input 0"),
         Fault("input of zeros", "GRU", Recurrent(), (0 * series(),), CUT, "input 0"),
-    ]  # fmt: skip
+    ]  # fmt: skip  # a fault a line
 
 
 def faults() -> list[Fault]:
     """All of them."""
-    return [*in_code(), *in_parameters(), Fault(
-        "head of zeros", "transformer", Transformer(), (tokens(),), "silent parameter", "", "note", "",
-        altered(Transformer(), tokens(), "head/kernel", jnp.zeros_like),
-    )]  # fmt: skip
+    model, x = Transformer(), tokens()
+    zeros = altered(model, x, "head/kernel", jnp.zeros_like)
+    silent = Fault("head of zeros", "transformer", model, (x,), "silent parameter", "", "note", "", zeros)
+    return [*in_code(), *in_parameters(), silent]

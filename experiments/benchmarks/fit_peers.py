@@ -71,7 +71,10 @@ def polynomial_by_optax(powers: int, epochs: int) -> Callable[[int], np.ndarray]
 
         def step(state: Any, batch: jax.Array) -> tuple[Any, None]:
             w, memory = state
-            loss = lambda w: jnp.mean((x[batch] @ w - y[batch]) ** 2)  # noqa: E731
+
+            def loss(w: jax.Array) -> jax.Array:
+                return jnp.mean((x[batch] @ w - y[batch]) ** 2)
+
             change, memory = optimizer.update(jax.grad(loss)(w), memory)
             return (optax.apply_updates(w, change), memory), None
 
@@ -193,9 +196,11 @@ def classifier_by_torch_func(
     x = torch.tensor(np.asarray(data.train_images), device=device)
     y = torch.tensor(np.asarray(data.train_labels), dtype=torch.int64, device=device)
     params = [
-        0.01 * torch.randn(seeds, x.shape[1], 256, device=device), torch.zeros(seeds, 256, device=device),
-        0.01 * torch.randn(seeds, 256, 10, device=device), torch.zeros(seeds, 10, device=device),
-    ]  # fmt: skip
+        0.01 * torch.randn(seeds, x.shape[1], 256, device=device),
+        torch.zeros(seeds, 256, device=device),
+        0.01 * torch.randn(seeds, 256, 10, device=device),
+        torch.zeros(seeds, 10, device=device),
+    ]
 
     def loss(params: Any, a: Any, labels: Any) -> tuple[Any, Any]:
         w1, b1, w2, b2 = params

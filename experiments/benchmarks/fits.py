@@ -15,8 +15,8 @@ from experiments import weight_decay as decays
 from experiments.benchmarks import fit_peers, torch_chapter
 from experiments.benchmarks.race import Contest, Contestant, same_law
 from experiments.benchmarks.setting import Setting, absent_torch, best_threads
-from jaxstab.data import images
-from jaxstab.trials import fitting
+from jaxstab.data import datasets
+from jaxstab.trials import fitting, training
 
 POWERS, EPOCHS = 4, 400
 DECAY = 3
@@ -34,20 +34,23 @@ def polynomial(setting: Setting) -> Iterator[Contest]:
     work: dict[str, tuple[Any, int]] = {}
     if setting.torch is not None:
         setting.torch.set_num_threads(1)
-        torch_loop = lambda n: np.array(  # noqa: E731
-            [[*torch_chapter.fit_polynomial(seed, POWERS, EPOCHS).values()] for seed in range(n)]
-        )
+
+        def torch_loop(n: int) -> np.ndarray:
+            runs = (torch_chapter.fit_polynomial(seed, POWERS, EPOCHS) for seed in range(n))
+            return np.array([[*run.values()] for run in runs])
+
         ensemble = partial(fit_peers.polynomial_by_torch_func, setting.torch, setting.device, POWERS, EPOCHS)
         work = {"torch loop": (torch_loop, 2), "torch.func": (ensemble, min(seeds, 1024))}
     work["numpy loop"] = partial(fit_peers.polynomial_by_numpy, POWERS, EPOCHS), 8
     work["optax loop"] = fit_peers.polynomial_by_optax(POWERS, EPOCHS), 16
     contestants = {"jaxstab": Contestant(ours, seeds, is_ours=True)}
     contestants |= {name: Contestant(partial(run, n), n) for name, (run, n) in work.items()}
-    agree = lambda: {"jaxstab": same_law(ours()[:, 1], work["numpy loop"][0](64)[:, 1])}  # noqa: E731
-    yield Contest(
-        f"polynomial, {seeds} seeds of 400 epochs", "seed", contestants,
-        {"jaxstab": (2500, "torch loop")}, agree, absent_torch(setting),
-    )  # fmt: skip
+
+    def agree() -> dict[str, float]:
+        return {"jaxstab": same_law(ours()[:, 1], work["numpy loop"][0](64)[:, 1])}
+
+    title, targets = f"polynomial, {seeds} seeds of 400 epochs", {"jaxstab": (2500, "torch loop")}
+    yield Contest(title, "seed", contestants, targets, agree, absent_torch(setting))
 
 
 def weight_decay(setting: Setting) -> Iterator[Contest]:
@@ -62,47 +65,61 @@ def weight_decay(setting: Setting) -> Iterator[Contest]:
     work: dict[str, tuple[Any, int]] = {}
     if setting.torch is not None:
         setting.torch.set_num_threads(1)
-        torch_loop = lambda n: np.array(  # noqa: E731
-            [[*torch_chapter.decay_from_scratch(seed, DECAY).values()] for seed in range(n)]
-        )
+
+        def torch_loop(n: int) -> np.ndarray:
+            runs = (torch_chapter.decay_from_scratch(seed, DECAY) for seed in range(n))
+            return np.array([[*run.values()] for run in runs])
+
         ensemble = partial(fit_peers.decay_by_torch_func, setting.torch, setting.device, DECAY)
         work = {"torch loop": (torch_loop, 8), "torch.func": (ensemble, min(seeds, 1024))}
     work["numpy loop"] = partial(fit_peers.decay_by_numpy, DECAY), 16
     contestants = {"jaxstab": Contestant(ours, seeds, is_ours=True, normals=24_320)}
     contestants |= {name: Contestant(partial(run, n), n, normals=24_320) for name, (run, n) in work.items()}
-    agree = lambda: {"jaxstab": same_law(ours(), work["numpy loop"][0](128))}  # noqa: E731
-    yield Contest(
-        f"weight decay, {seeds} seeds of 100 epochs", "seed", contestants,
-        {"jaxstab": (300, "torch loop")}, agree, absent_torch(setting),
-    )  # fmt: skip
+
+    def agree() -> dict[str, float]:
+        return {"jaxstab": same_law(ours(), work["numpy loop"][0](128))}
+
+    title, targets = f"weight decay, {seeds} seeds of 100 epochs", {"jaxstab": (300, "torch loop")}
+    yield Contest(title, "seed", contestants, targets, agree, absent_torch(setting))
 
 
 def mlp(setting: Setting) -> Iterator[Contest]:
     """784-256-10, 16 seeds: one data order for all, one for each, products of bfloat16."""
-    data = images.load(setting.dataset)
+    data = datasets.load(setting.dataset, setting.fashion_mnist)
+    family = training.from_folder(jaxstab.training, setting.fashion_mnist)
     epochs, seeds, batch = max(int(4 * setting.scale), 1), 16, 256
     inputs = data.train_images.shape[1]
     # two operations a weight forward, two for its gradient, two for its input's, which the first layer lacks
     flops = epochs * len(data.train_images) * (4.0 * inputs * 256 + 6.0 * 256 * 10)
+    network = jaxstab.grid(
+        dataset=setting.dataset,
+        hidden={"256": (256,)},
+        init="normal",
+        gain=0.01,
+        learning_rate=0.1,
+        epochs=epochs,
+        batch_size=batch,
+    )
 
     def ours(order: str, precision: str, outputs: tuple[str, ...] = ("train_loss",)) -> Any:
-        found = jaxstab.train(
-            seeds=seeds, dataset=setting.dataset, hidden={"256": (256,)}, init="normal", gain=0.01,
-            learning_rate=0.1, epochs=epochs, batch_size=batch, order=order, precision=precision,
-            keep=list(outputs), progress=False,
-        )  # fmt: skip
+        space = network * jaxstab.grid(order=order, precision=precision)
+        found = jaxstab.sweep(family, space, seeds, keep=list(outputs), progress=False)
         return np.array([found[name].values[..., -1].ravel() for name in outputs])
 
     ways = {
-        "shared order": ("shared", "highest"), "order per seed": ("per_seed", "highest"),
+        "shared order": ("shared", "highest"),
+        "order per seed": ("per_seed", "highest"),
         "bfloat16, shared order": ("shared", "bfloat16"),
-    }  # fmt: skip
+    }
     contestants = {
         name: Contestant(partial(ours, *way), seeds, is_ours=True, **{_kind(way[1]): flops})
         for name, way in ways.items()
     }
     if setting.torch is not None:
-        loop = lambda n: [torch_chapter.train_classifier(seed, "concise", data, epochs) for seed in range(n)]  # noqa: E731
+
+        def loop(n: int) -> list[torch_chapter.Sample]:
+            return [torch_chapter.train_classifier(seed, "concise", data, epochs) for seed in range(n)]
+
         best_threads(setting, partial(loop, 1))
         contestants["torch loop"] = Contestant(partial(loop, 2), 2, float32=flops)
         ensemble = partial(
@@ -122,11 +139,9 @@ def mlp(setting: Setting) -> Iterator[Contest]:
         accuracy = same_law(found["bfloat16, shared order"][1], found["shared order"][1])
         return losses | {"bfloat16, shared order: test accuracy": accuracy}
 
-    yield Contest(
-        f"classifier {inputs}-256-10 on {setting.dataset}, {seeds} seeds of {epochs} epochs", "seed",
-        contestants, dict(zip(ways, ((1.3, ""), (1.0, ""), (2.0, "")), strict=True)),
-        agree, absent_torch(setting),
-    )  # fmt: skip
+    title = f"classifier {inputs}-256-10 on {setting.dataset}, {seeds} seeds of {epochs} epochs"
+    targets = dict(zip(ways, ((1.3, ""), (1.0, ""), (2.0, "")), strict=True))
+    yield Contest(title, "seed", contestants, targets, agree, absent_torch(setting))
 
 
 def shared_order(epoch: int, n: int, batch: int) -> np.ndarray:

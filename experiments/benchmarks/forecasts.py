@@ -85,11 +85,19 @@ def foretell(case: Case) -> dict[str, np.ndarray]:
     walked = trajectory(case.activation, case.depth, np.array([sigma_w]), kind=case.kind)
     weights = "orthogonal" if case.init == "orthogonal" else "gaussian"
     return breaking.forecast(
-        case.activation, kind=case.kind, width=case.width, depth=case.depth, batch=case.batch,
-        sigma_w=np.array([sigma_w]), sigma_b=np.zeros(1), branch_scale=np.ones(1), dtype=case.dtype,
-        log10_forward_rms=walked.log_square / math.log(100), log10_backward_rms=walked.log_gradient / math.log(100),
+        case.activation,
+        kind=case.kind,
+        width=case.width,
+        depth=case.depth,
+        batch=case.batch,
+        sigma_w=np.array([sigma_w]),
+        sigma_b=np.zeros(1),
+        branch_scale=np.ones(1),
+        dtype=case.dtype,
+        log10_forward_rms=walked.log_square / math.log(100),
+        log10_backward_rms=walked.log_gradient / math.log(100),
         weights=weights,
-    )  # fmt: skip
+    )
 
 
 def measure(case: Case, seeds: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,10 +117,12 @@ def compare(measured: dict[str, np.ndarray], told: dict[str, np.ndarray]) -> Ite
         low, high = float(told[f"{name}_low"][0]), float(told[f"{name}_high"][0])
         median = float(np.quantile(broken, 0.5, method="inverted_cdf")) if 2 * broken.size >= count else 0.0
         covered = float(np.mean((broken >= low) & (broken <= high))) if broken.size else math.nan
-        yield Line(
-            name.removeprefix("first_").replace("_layer_", " "), broken.size / count, forecast,
-            math.sqrt(guess * (1 - guess) / count), (median, float(told[name][0])), (low, high), covered,
-        )  # fmt: skip
+        what, error = (
+            name.removeprefix("first_").replace("_layer_", " "),
+            math.sqrt(guess * (1 - guess) / count),
+        )
+        medians = (median, float(told[name][0]))
+        yield Line(what, broken.size / count, forecast, error, medians, (low, high), covered)
 
 
 def row(case: Case, line: Line) -> str:

@@ -233,11 +233,13 @@ def gemma(folder: Path) -> Subject:
         folder / "examples/gemma", "modules", "transformer", "transformer_cfg"
     )
     kind = modules.AttentionType
+    sizes = {"num_layers": 3, "num_embed": TOKENS, "embed_dim": 64, "hidden_dim": 128}
+    heads = {"num_heads": 4, "head_dim": 16, "num_kv_heads": 2, "use_qk_norm": True}
+    norms = {"use_post_attn_norm": True, "use_post_ffw_norm": True, "final_logit_softcap": None}
+    layers = [kind.LOCAL_SLIDING, kind.LOCAL_SLIDING, kind.GLOBAL]
     config = configs.TransformerConfig(
-        num_layers=3, num_embed=TOKENS, embed_dim=64, hidden_dim=128, num_heads=4, head_dim=16, num_kv_heads=2,
-        final_logit_softcap=None, use_post_attn_norm=True, use_post_ffw_norm=True, use_qk_norm=True,
-        attention_types=[kind.LOCAL_SLIDING, kind.LOCAL_SLIDING, kind.GLOBAL], sliding_window_size=8,
-    )  # fmt: skip
+        **sizes, **heads, **norms, attention_types=layers, sliding_window_size=8
+    )
     model = transformer.Transformer(config, rngs=nnx.Rngs(0))
     ids = tokens(4, 32)
     mask = transformer.make_causal_attn_mask(ids > 0)
@@ -370,9 +372,17 @@ def vision_transformer(folder: Path) -> Subject:
 def unet(folder: Path) -> Subject:
     book = defined(folder / "docs/examples/unet.ipynb")
     model = book.UNet(
-        data_shape=(1, 16, 16), is_biggan=True, dim_mults=[1, 2], hidden_size=16, heads=2, dim_head=8,
-        dropout_rate=0.1, num_res_blocks=2, attn_resolutions=[8], key=jax.random.PRNGKey(0),
-    )  # fmt: skip
+        data_shape=(1, 16, 16),
+        is_biggan=True,
+        dim_mults=[1, 2],
+        hidden_size=16,
+        heads=2,
+        dim_head=8,
+        dropout_rate=0.1,
+        num_res_blocks=2,
+        attn_resolutions=[8],
+        key=jax.random.PRNGKey(0),
+    )
     noise, key = images(1, 16, 16), jax.random.key(1)
     model = eqx.tree_at(lambda m: m.time_pos_emb.emb, model, replace_fn=jax.lax.stop_gradient)
 
@@ -386,9 +396,14 @@ def unet(folder: Path) -> Subject:
 def dino(folder: Path) -> Subject:
     models = imported(folder, "eqxvision.models.classification.vit", absent=("equinox.experimental",))
     model = models.VisionTransformer(
-        img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=64, depth=3, num_heads=4,
+        img_size=32,
+        patch_size=8,
+        num_classes=CLASSES,
+        embed_dim=64,
+        depth=3,
+        num_heads=4,
         key=jax.random.PRNGKey(0),
-    )  # fmt: skip
+    )
     return Subject(model, (images(3, 32, 32),), cross_entropy((), CLASSES), apply_kwargs={"key": keys_of(1)})
 
 

@@ -180,7 +180,7 @@ def kill_inside(inside: str, write: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def fsync_or_die(descriptor: int) -> None:
-        folder = os.path.isdir(f"/proc/self/fd/{descriptor}")  # noqa: PTH112
+        folder = Path(f"/proc/self/fd/{descriptor}").is_dir()
         flushed[0] += not folder
         if flushed[0] == write:
             if inside == "half written" and not folder:

@@ -127,9 +127,11 @@ class Transformer(nn.Module):
         settings = (self.heads, self.planted, self.is_normalized, self.has_skip)
         if self.is_scanned:
             scanned = nn.scan(
-                nn.remat(Block, prevent_cse=False), variable_axes={"params": 0}, split_rngs={"params": True},
+                nn.remat(Block, prevent_cse=False),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
                 length=self.depth,
-            )  # fmt: skip
+            )
             x, _ = scanned(*settings, name="blocks")(x, None)
         else:
             for i in range(self.depth):
@@ -228,7 +230,8 @@ def healthy() -> dict[str, tuple[Any, Array]]:
         "MLP, tanh": (MLP(activation=jnp.tanh, kernel_init=xavier), vectors()),
         "MLP, SELU": (MLP(activation=nn.selu, kernel_init=nn.initializers.lecun_normal()), vectors()),
         "MLP, tanh, orthogonal, 20 layers": (
-            MLP(depth=20, activation=jnp.tanh, kernel_init=orthogonal), vectors(),
+            MLP(depth=20, activation=jnp.tanh, kernel_init=orthogonal),
+            vectors(),
         ),
         "MLP, LayerNorm": (MLP(normalize=nn.LayerNorm), vectors()),
         "MLP, RMSNorm, SiLU": (MLP(normalize=nn.RMSNorm, activation=nn.silu), vectors()),
@@ -241,12 +244,14 @@ def healthy() -> dict[str, tuple[Any, Array]]:
         "transformer": (Transformer(), tokens()),
         "transformer, scanned and recomputed": (Transformer(is_scanned=True), tokens()),
         "transformer, normal(0.02)": (
-            Transformer(embed_init=nn.initializers.normal(0.02), depth=6), tokens(),
+            Transformer(embed_init=nn.initializers.normal(0.02), depth=6),
+            tokens(),
         ),
         "transformer, one head, width 128": (Transformer(heads=1, width=128), tokens()),
         "GRU": (Recurrent(), series()),
         "LSTM": (Recurrent(cell=nn.OptimizedLSTMCell), series()),
         "transformer, tied, normal(1/sqrt(width))": (
-            Transformer(is_tied=True, embed_init=nn.initializers.normal(WIDTH**-0.5)), tokens(),
+            Transformer(is_tied=True, embed_init=nn.initializers.normal(WIDTH**-0.5)),
+            tokens(),
         ),
-    }  # fmt: skip
+    }

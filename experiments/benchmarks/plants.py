@@ -55,9 +55,13 @@ def product(x: Array) -> Array:
 
 
 PLANTS: Mapping[str, Callable[[Array], Array]] = {
-    "square": square, "sum": total, "exp": exponential, "residual growth in scan": growth,
-    "rsqrt with a small epsilon": reciprocal, "product": product,
-}  # fmt: skip
+    "square": square,
+    "sum": total,
+    "exp": exponential,
+    "residual growth in scan": growth,
+    "rsqrt with a small epsilon": reciprocal,
+    "product": product,
+}
 
 
 def inputs(seed: int = 0) -> Array:

@@ -263,8 +263,10 @@ def start(store: Path, devices: int, processes: int = 1) -> list[subprocess.Pope
     ]
     command += ["--devices", str(devices)]
     shared = ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
-    own = lambda i: [*shared, "--process", str(i)] if processes > 1 else []  # noqa: E731
-    return [subprocess.Popen([*command, *own(i)], stderr=subprocess.DEVNULL) for i in range(processes)]
+    commands = (
+        [[*command, *shared, "--process", str(i)] for i in range(processes)] if processes > 1 else [command]
+    )
+    return [subprocess.Popen(one, stderr=subprocess.DEVNULL) for one in commands]
 
 
 def finish(store: Path, devices: int, processes: int = 1) -> None:

@@ -42,8 +42,8 @@ def measure(setting: Setting) -> Curves:
         found["depth"][name] = curve(depths, lambda d, of=of: stack(of, depth=d))
         found["memory over width"][name] = [[w, mebibytes(sampler, width=w)] for w in sizes]
         found["memory over depth"][name] = [[d, mebibytes(sampler, depth=d)] for d in depths]
-    fits = lambda n: (partial(fit_polynomials, n), n)  # noqa: E731
-    found["lanes"]["polynomial"] = curve((1, 16, 64, 256, 1024, 4096), fits)
+    fits = (1, 16, 64, 256, 1024, 4096)
+    found["lanes"]["polynomial"] = curve(fits, lambda n: (partial(fit_polynomials, n), n))
 
     def gains(n: int) -> tuple[Callable[[], Any], int]:
         return partial(forward, seeds=256 // n, gain=np.linspace(0.5, 2, n), sampler="conditioned"), 256
@@ -52,10 +52,8 @@ def measure(setting: Setting) -> Curves:
     counts = [n for n in (1, 2, 4, 8, 16, 32) if n <= cores]
     for name, sampler in SAMPLERS.items():
         lanes = 64 if sampler == "dense" else 512
-        one = lambda n, lanes=lanes, sampler=sampler: (  # noqa: E731
-            partial(forward, seeds=lanes, sampler=sampler, devices=n), lanes,
-        )  # fmt: skip
-        found["devices"][name] = curve(counts, one)
+        of = partial(forward, seeds=lanes, sampler=sampler)
+        found["devices"][name] = curve(counts, lambda n, of=of, lanes=lanes: (partial(of, devices=n), lanes))
     return found
 
 

@@ -7,18 +7,23 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """device: torch's name of it, cpu or cuda. scale: 1 for the full work, less for a trial."""
+    """device: torch's name of it, cpu or cuda. scale: 1 for the full work, less for a trial.
+
+    fashion_mnist: the folder of that dataset, where one was named on the command line.
+    """
 
     device: str
     torch: Any
     scale: float
     rounds: int
     dataset: str
+    fashion_mnist: Path | None = None
 
 
 def import_torch() -> Any:

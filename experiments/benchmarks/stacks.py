@@ -72,9 +72,14 @@ def contest(setting: Setting, shape: Shape, targets: dict[str, float], peers: bo
 def ours(shape: Shape, sampler: str, networks: int) -> np.ndarray:
     """The public call; [network, depth] of what the peers return."""
     found = jaxstab.propagate(
-        seeds=networks, depth=shape.depth, width=shape.width, batch=shape.batch, sampler=sampler,
-        keep=BACKWARD if shape.backward else FORWARD, progress=False,
-    )  # fmt: skip
+        seeds=networks,
+        depth=shape.depth,
+        width=shape.width,
+        batch=shape.batch,
+        sampler=sampler,
+        keep=BACKWARD if shape.backward else FORWARD,
+        progress=False,
+    )
     return (found.backward_rms if shape.backward else found.forward_rms).values
 
 

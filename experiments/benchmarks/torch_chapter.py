@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +24,11 @@ from scipy import stats
 
 import jaxstab
 from experiments import mlp, polynomial, weight_decay
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.fashion_mnist import find
+from jaxstab.data.images import ImageData
 from jaxstab.errors import UsageError
+from jaxstab.trials import training
 
 LEAST_P = 1e-4
 """Below this a pair of distributions is said to differ; the comparisons are about 40."""
@@ -114,7 +116,7 @@ def decay_concise(seed: int, decay: float) -> Sample:
     return {"norm of w": net.weight.norm().item()}
 
 
-def train_classifier(seed: int, way: str, data: images.ImageData, epochs: int) -> Sample:
+def train_classifier(seed: int, way: str, data: ImageData, epochs: int) -> Sample:
     """Sections 4.2 and 4.3: what train_ch3 draws of the last epoch."""
     torch = import_torch()
     torch.manual_seed(seed)
@@ -183,15 +185,18 @@ def decay_case(way: str, decay: float | int, other: str | None = None) -> Case:
     return Case(lambda seed: by_torch(seed, decay), by_jaxstab)
 
 
-def classifier_case(way: str, dataset: str, epochs: int) -> Case:
+def classifier_case(way: str, dataset: str, epochs: int, folder: Path | None = None) -> Case:
     """A classifier on a dataset that both sides read."""
+    images = datasets.load(dataset, folder)
 
     def by_jaxstab(seeds: int) -> Mapping[str, np.ndarray]:
         space = jaxstab.grid(way=way, dataset=dataset, epochs=epochs)
-        data = jaxstab.sweep(mlp.classifier, space, seeds, keep=list(mlp.CURVES))
+        data = jaxstab.sweep(
+            training.from_folder(mlp.classifier, folder), space, seeds, keep=list(mlp.CURVES)
+        )
         return {name: data[name].isel(epoch=-1).values for name in mlp.CURVES}
 
-    return Case(lambda seed: train_classifier(seed, way, images.load(dataset), epochs), by_jaxstab)
+    return Case(lambda seed: train_classifier(seed, way, images, epochs), by_jaxstab)
 
 
 class Comparison(NamedTuple):
@@ -244,12 +249,13 @@ def main(
         out: folder of torch_chapter.md, the same lines as a table.
     """
     import_torch().set_num_threads(1)  # these tensors are too small to be shared out
-    if fashion_mnist is not None:
-        os.environ["JAXSTAB_FASHION_MNIST"] = str(fashion_mnist)
-    dataset = "fashion_mnist" if os.environ.get("JAXSTAB_FASHION_MNIST") else "digits"
+    dataset = "fashion_mnist" if find(fashion_mnist).folder else "digits"
     cases = {name: polynomial_case(*sizes) for name, sizes in polynomial.REGIMES.items()}
     cases |= {f"{way}, lambda = {d}": decay_case(way, d) for way in ("scratch", "concise") for d in (0, 3)}
-    cases |= {f"mlp {way} on {dataset}": classifier_case(way, dataset, 10) for way in ("scratch", "concise")}
+    cases |= {
+        f"mlp {way} on {dataset}": classifier_case(way, dataset, 10, fashion_mnist)
+        for way in ("scratch", "concise")
+    }
     cases["planted: scratch against concise, lambda = 3"] = decay_case("scratch", 3, other="concise")
     differ, rows = 0, []
     for name, case in cases.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -179,14 +178,14 @@ class Train:
 
     def run(self) -> int:
         """Train, and show how it ended."""
-        if self.fashion_mnist is not None:
-            os.environ["JAXSTAB_FASHION_MNIST"] = str(self.fashion_mnist)
         import jaxstab
         from jaxstab.data.images import DataError
         from jaxstab.report import curves
+        from jaxstab.trials import training
 
+        family = training.from_folder(jaxstab.training, self.fashion_mnist)
         try:
-            data = jaxstab.sweep(jaxstab.training, jaxstab.grid(**self.settings()), self.seeds)
+            data = jaxstab.sweep(family, jaxstab.grid(**self.settings()), self.seeds)
         except DataError as error:
             print(f"jaxstab: {error}", file=sys.stderr)
             return 1

@@ -10,6 +10,9 @@ from jaxtyping import Bool, Integer
 
 from jaxstab.data.images import ImageData, image_data
 
+CLASSES = tuple("0123456789")
+"""What the labels 0, 1, ... stand for."""
+
 TEST_EVERY = 5
 """Of each digit, every fifth image in the file's order is for testing."""
 

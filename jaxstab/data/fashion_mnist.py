@@ -1,55 +1,51 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747), without TensorFlow.
-
-From a folder that holds the four official files, or through tensorflow-datasets: downloaded and checked by
-its own manager, prepared as array_record (for which the stock builder needs TensorFlow), and read.
-"""
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747): what it is, and its four official files."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import os
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Int64, UInt8
+from typing import NamedTuple
 
 from jaxstab.data import idx
 from jaxstab.data.images import DataError, ImageData, image_data
 
-if TYPE_CHECKING:
-    from jaxstab.data.fashion_mnist_builder import FashionMnist
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""What the labels 0, 1, ... stand for."""
 
-FOLDER = "JAXSTAB_FASHION_MNIST"
-"""Environment variable: a folder with the four official files."""
+FOLDER, DATA_DIR = "JAXSTAB_FASHION_MNIST", "TFDS_DATA_DIR"
+"""The user's environment variables: a folder with the four official files; tensorflow-datasets' own folder."""
 
-FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")}
-FILES["test"] = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
 """split -> (images, labels)."""
 
-TIMEOUT = 10.0
-"""Seconds to wait for the first answer of the server."""
-
-HINT = f"Set {FOLDER} to a folder with the four official files."
+HINT = f"Name a folder with the four official files: --fashion-mnist DIR, folder=, or the variable {FOLDER}."
 
 
-def load(folder: str | os.PathLike[str] | None = None) -> ImageData:
-    """60,000 training and 10,000 test images of 784 pixels; from a folder, as many as its files' headers say.
+class Place(NamedTuple):
+    """Where to look: in `folder`, with the four official files, or else in tensorflow-datasets' `data_dir`."""
 
-    `folder` defaults to the environment variable JAXSTAB_FASHION_MNIST; without either, tensorflow-datasets
-    is asked (prepared once in TFDS_DATA_DIR, by default ~/tensorflow_datasets).
+    folder: str | None
+    data_dir: str | None
 
-    Errors: DataError, one line, for a missing or damaged file, a network that does not answer, a checksum
-    that does not agree; nothing half-prepared stays behind.
-    """
-    chosen = folder if folder is not None else os.environ.get(FOLDER)
-    return read_folder(chosen) if chosen else read_tfds(os.environ.get("TFDS_DATA_DIR"))
+
+def find(folder: str | os.PathLike[str] | None = None) -> Place:
+    """Where to look if `folder` is given, and where the user's environment says if it is not."""
+    chosen = os.environ.get(FOLDER) if folder is None else os.fspath(folder)
+    return Place(chosen or None, os.environ.get(DATA_DIR))
 
 
 def read_folder(folder: str | os.PathLike[str]) -> ImageData:
@@ -58,89 +54,3 @@ def read_folder(folder: str | os.PathLike[str]) -> ImageData:
         raise DataError(f"{folder} is not a folder. {HINT}")
     splits = [idx.read_split(Path(folder, images), Path(folder, labels)) for images, labels in FILES.values()]
     return image_data(*splits[0], *splits[1], white=255)
-
-
-def read_tfds(data_dir: str | os.PathLike[str] | None = None) -> ImageData:
-    """The official data by tensorflow-datasets, downloaded and prepared in `data_dir` where they are not."""
-    if importlib.util.find_spec("array_record") is None:
-        raise DataError(
-            f"array_record, which reads what tensorflow-datasets writes, is not installed. {HINT}"
-        )
-    from jaxstab.data.fashion_mnist_builder import FashionMnist  # tensorflow-datasets takes 0.4 s
-
-    try:
-        if not FashionMnist(data_dir=data_dir).data_path.exists():
-            _prepare(FashionMnist(data_dir=data_dir))
-        builder = FashionMnist(data_dir=data_dir)
-        return image_data(*_read_split(builder, "train"), *_read_split(builder, "test"), white=255)
-    except NotImplementedError:
-        where = FashionMnist(data_dir=data_dir).data_dir
-        raise DataError(f"{where} is in a format that only TensorFlow reads. Remove it, or: {HINT}") from None
-    except DataError:
-        raise
-    except Exception as error:  # of requests, urllib3, array_record, protobuf, and tensorflow-datasets' own
-        reason = (str(error).splitlines() or [""])[0].strip().rstrip(":")
-        raise DataError(f"Fashion-MNIST cannot be had: {type(error).__name__}: {reason}. {HINT}") from error
-
-
-def _prepare(builder: FashionMnist) -> None:
-    """Download and write. A failed attempt leaves what was complete: files whose checksum agreed."""
-    import tensorflow_datasets as tfds
-
-    downloads = Path(builder._data_dir_root) / "downloads"
-    if not _is_downloaded(downloads):
-        _require_answer(builder.URL)
-    config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
-    # its announcement goes to standard output, which belongs to whoever called
-    with _removing_partial_downloads(downloads), contextlib.redirect_stdout(sys.stderr):
-        try:
-            builder.download_and_prepare(
-                download_dir=downloads, download_config=config, file_format="array_record"
-            )
-        except OSError:
-            if not builder.data_path.exists():  # else another process was first with the same
-                raise
-
-
-def _is_downloaded(downloads: Path) -> bool:
-    stems = [name.removesuffix(".gz") for names in FILES.values() for name in names]
-    return all(any(path.is_file() for path in downloads.rglob(f"*{stem}*.gz")) for stem in stems)
-
-
-def _require_answer(url: str) -> None:
-    # tensorflow-datasets would retry for 200 s and leave a folder behind
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
-    except urllib.error.HTTPError as answer:
-        answer.close()  # an answer all the same; what it says of a file is seen when that is asked for
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(
-            f"Fashion-MNIST cannot be downloaded: no answer from {url} ({reason}). {HINT}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _removing_partial_downloads(downloads: Path) -> Iterator[None]:
-    before = set(downloads.rglob("*.tmp.*"))
-    try:
-        yield
-    finally:
-        for path in sorted(set(downloads.rglob("*.tmp.*")) - before, reverse=True):
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
-
-
-def _read_split(
-    builder: FashionMnist, split: str
-) -> tuple[UInt8[np.ndarray, "n 28 28"], Int64[np.ndarray, " n"]]:
-    import tensorflow_datasets as tfds
-    from PIL import Image
-
-    # decoded here, for tensorflow-datasets first complains that there is no OpenCV
-    reader: Any = builder  # its methods are wrapped, and have lost their types
-    source = reader.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    examples = source.__getitems__(range(len(source)))
-    images = np.stack([np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples])
-    return images, np.array([example["label"] for example in examples], np.int64)

@@ -6,16 +6,19 @@ reads the gzip files itself and yields PNG bytes; name, version and features are
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from PIL import Image
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
 
 from jaxstab.data import idx
-from jaxstab.data.fashion_mnist import FILES
-from jaxstab.data.images import CLASSES
+from jaxstab.data.fashion_mnist import CLASSES, FILES
 
 CITATION = """@article{xiao2017fashion,
   title={Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
@@ -23,6 +26,13 @@ CITATION = """@article{xiao2017fashion,
   journal={arXiv:1708.07747},
   year={2017}
 }"""
+
+
+def encode_png(image: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A grey PNG file, 8 bits."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -62,7 +72,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(28, 28, 1)),
-            "label": tfds.features.ClassLabel(names=list(CLASSES["fashion_mnist"])),
+            "label": tfds.features.ClassLabel(names=list(CLASSES)),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -86,4 +96,4 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, images_path: Any, labels_path: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = idx.read_split(images_path, labels_path)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {"image": idx.encode_png(image), "label": int(label)}
+            yield index, {"image": encode_png(image), "label": int(label)}

@@ -71,16 +71,3 @@ def _decompress(path: Path) -> bytes:
         raise DataError(f"{path}: damaged or not gzip ({error}).") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-
-
-def encode_png(image: UInt8[np.ndarray, "height width"]) -> bytes:
-    """A grey PNG file, 8 bits, unfiltered rows. PNG specification, third edition, sections 5 and 9."""
-    height, width = image.shape
-    rows = np.zeros((height, width + 1), np.uint8)  # each row begins with its filter type, 0: none
-    rows[:, 1:] = image
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )

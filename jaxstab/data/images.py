@@ -1,17 +1,11 @@
-"""What the image classifier is fed, and `load`, which gets it by name."""
+"""What an image classifier is fed: labelled images, split, of whatever dataset."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Integer
-
-from jaxstab.errors import require_choice
 
 
 class DataError(RuntimeError):
@@ -48,55 +42,3 @@ def image_data(
     for array in arrays:
         array.setflags(write=False)
     return ImageData(*arrays)
-
-
-CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "digits": tuple("0123456789"),
-        "fashion_mnist": (
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-    }
-)
-"""dataset -> the names of its labels 0, 1, ..."""
-
-NAMES: tuple[str, ...] = tuple(CLASSES)
-
-
-def load(name: object) -> ImageData:
-    """The dataset of that name, read once in a process; the same arrays are handed out again.
-
-    Errors: UsageError for an unknown name; DataError where Fashion-MNIST cannot be had (nothing is put in
-    its place).
-    """
-    dataset = require_choice(name, NAMES, "dataset")
-    return _load(dataset, tuple(os.environ.get(variable) for variable in ENVIRONMENT))
-
-
-ENVIRONMENT = ("JAXSTAB_FASHION_MNIST", "TFDS_DATA_DIR")
-"""Variables that say where the data lie."""
-
-
-@functools.lru_cache(maxsize=4)
-def _load(dataset: str, environment: tuple[str | None, ...]) -> ImageData:
-    return _loader(dataset)()
-
-
-def _loader(dataset: str) -> Callable[[], ImageData]:
-    # imported late: scikit-learn and tensorflow-datasets take half a second each
-    if dataset == "digits":
-        from jaxstab.data import digits
-
-        return digits.load
-    from jaxstab.data import fashion_mnist
-
-    return fashion_mnist.load

@@ -50,11 +50,11 @@ def make_claim(
     experiment: str,
     quantity: str,
     sample: Any,
+    published: float | None = None,
     *,
-    published: float | None,
     source: str,
     resolution: float = 0.0,
-    theory: float | None = None,
+    theory: Any = None,
     level: float = 0.95,
     incomparable: str = "",
 ) -> Claim:
@@ -63,12 +63,12 @@ def make_claim(
     Args:
         experiment: the experiment's name.
         quantity: what was measured, with its unit.
-        sample: [seed]; NaN and +inf are diverged seeds and count as +inf, or as a DataArray's attribute
-            `diverged_counts_as` says (-inf for an accuracy).
+        sample: [seed], or one number where nothing is random. NaN and +inf are diverged seeds and count as
+            +inf, or as a DataArray's attribute `diverged_counts_as` says (-inf for an accuracy).
         published: the printed number; None where the source gives none.
         source: where it is printed.
         resolution: half of the last printed digit's unit; values that close to it cannot be told from it.
-        theory: the value that theory predicts for the median, if any.
+        theory: the number that theory predicts for the median, if any.
         level: of the interval [low, high].
         incomparable: the reason why the source's number is of something else; "" where it is not.
     """
@@ -86,7 +86,7 @@ def make_claim(
         experiment=experiment, quantity=quantity, published=published, source=source, median=median, low=low,
         high=high, level=level, percentile=percentile, theory=None if theory is None else float(theory),
         seeds=values.size, diverged=int(diverged.sum()), verdict=verdict, note=incomparable,
-    )  # fmt: skip
+    )  # fmt: skip  # many short words
 
 
 def percentile_of(published: float, values: np.ndarray, resolution: float = 0.0) -> float:

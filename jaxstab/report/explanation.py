@@ -106,8 +106,8 @@ class Explanation:
 
     def record(self) -> dict[str, Any]:
         """The facts as JSON has them: None for what is not finite."""
-        names = ("sigma_w", "sigma_b", "rate_forward", "rate_backward", "total_forward", "total_backward", "phase",
-                 "chi", "depth_scale", "holds_forward", "holds_backward")  # fmt: skip
+        names = ("sigma_w", "sigma_b", "rate_forward", "rate_backward", "total_forward", "total_backward")
+        names += ("phase", "chi", "depth_scale", "holds_forward", "holds_backward")
         facts = {name: _plain(getattr(self, name)) for name in names}
         facts["forecast"] = {name: _plain(value) for name, value in self.forecast.items()}
         facts["advice"] = [
@@ -155,10 +155,9 @@ def explain(**settings: Any) -> Explanation:
     sigma_w, sigma_b = map(float, sigmas(spec, hparams))
     forward, backward = _rates(spec, hparams)
     phase, chi, depth_scale = _phase(spec, sigma_w, sigma_b)
-    facts = Explanation(
-        settings, sigma_w, sigma_b, forward, backward, phase, chi, depth_scale, holds[0], holds[1], forecast,
-        _find_advice(spec, hparams, sigma_w, sigma_b), (),
-    )  # fmt: skip
+    known = (forward, backward, phase, chi, depth_scale, holds[0], holds[1])
+    advice = _find_advice(spec, hparams, sigma_w, sigma_b)
+    facts = Explanation(settings, sigma_w, sigma_b, *known, forecast, advice, ())
     return dataclasses.replace(facts, sentences=tuple(_sentences(facts, spec)))
 
 
@@ -268,9 +267,8 @@ def _sentences(facts: Explanation, spec: Any) -> list[str]:
     if spec.depth > 1:
         strays = f" This is of infinitely wide networks; those of width {spec.width} {{}}."
         forward = "" if facts.holds_forward else strays.format("stray from it")
-        backward = "" if facts.holds_backward else strays.format(
-            "have a larger one" if spec.kind == "residual" else "stray from it"
-        )  # fmt: skip
+        stray = "have a larger one" if spec.kind == "residual" else "stray from it"
+        backward = "" if facts.holds_backward else strays.format(stray)
         text.append(_describe("The signal", facts.rates_forward, spec.depth) + forward)
         text.append(_describe("The gradient", facts.rates_backward, spec.depth) + backward + _fate(facts))
     if facts.phase:

@@ -44,10 +44,10 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> Entry:
             figure.savefig(path)
             plt.close(figure)
             drawn.append(path)
-    claims: list[Claim] = module.claims(record)
+    claims: tuple[Claim, ...] = tuple(module.claims(record))
     question, _, text = (inspect.getdoc(module) or name).partition("\n")
     seconds = time.monotonic() - started
-    return Entry(name, question, text.strip(), tuple(drawn), tuple(claims), record.notes, seconds)
+    return Entry(name, question, text.strip(), tuple(drawn), claims, record.notes, seconds)
 
 
 def run_all(

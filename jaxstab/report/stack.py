@@ -20,9 +20,13 @@ SHOWN = ("log10_forward_rms", "log10_backward_rms")
 
 
 def show(
-    space: Space, measured: xr.Dataset | None, predicted: xr.Dataset, plot: Path | None, as_json: bool,
+    space: Space,
+    measured: xr.Dataset | None,
+    predicted: xr.Dataset,
+    plot: Path | None,
+    as_json: bool,
     say: Callable[[str], None],
-) -> int:  # fmt: skip
+) -> int:
     """Say a table and a paragraph for each configuration (or one JSON object), and draw the picture."""
     flat = [_flatten(data, space) for data in (measured, predicted)]
     configurations = list(space.configurations())
@@ -78,17 +82,20 @@ def rows_of(measured: xr.Dataset | None, predicted: xr.Dataset) -> list[dict[str
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in columns."""
-    spell = lambda x: "-" if x is None else f"{x:.2f}"  # noqa: E731
+
+    def written(x: float | None) -> str:
+        return "-" if x is None else f"{x:.2f}"
+
     lines = [f"{'layer':>6} {'log10 rms forward':>28} {'theory':>8} {'log10 rms gradient':>28} {'theory':>8}"]
     for row in rows:
         line = f"{row['layer']:>6}"
         for name in SHOWN:
             middle = (
-                f"{spell(row[name])} [{spell(row[name + '_low'])}, {spell(row[name + '_high'])}]"
+                f"{written(row[name])} [{written(row[name + '_low'])}, {written(row[name + '_high'])}]"
                 if name in row
                 else ""
             )
-            line += f" {middle:>28} {spell(row[name + '_theory']):>8}"
+            line += f" {middle:>28} {written(row[name + '_theory']):>8}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import NamedTuple
 
-from jaxstab.data import fashion_mnist, images
+from jaxstab.data import datasets, fashion_mnist
+from jaxstab.data.images import DataError, ImageData
 
 OFFICIAL_IMAGES = 60_000
 
 
-def images_or_digits() -> tuple[str, tuple[str, ...]]:
-    """The name of the dataset to use, and notes that say so if it is not the whole of Fashion-MNIST.
+class Chosen(NamedTuple):
+    """A dataset's name, its images, and notes that say so if they are not the whole of Fashion-MNIST."""
 
-    Errors: DataError where a folder was named (JAXSTAB_FASHION_MNIST) and its files are not right: whoever
-    names one wants that one.
+    dataset: str
+    images: ImageData
+    notes: tuple[str, ...]
+
+    def epochs_of(self, updates: int, batch_size: int) -> int:
+        """How many epochs of these images make at least so many updates."""
+        steps = -(-len(self.images.train_images) // batch_size)
+        return -(-updates // steps)
+
+
+def images_or_digits(folder: str | os.PathLike[str] | None = None) -> Chosen:
+    """Fashion-MNIST, or the digits where it cannot be had.
+
+    Errors: DataError where a folder is named (here, or by the user's environment) and its files are not
+    right: whoever names one wants that one.
     """
-    return _choose(tuple(os.environ.get(variable) for variable in images.ENVIRONMENT))
+    return _choose(fashion_mnist.find(folder))
 
 
 @functools.lru_cache(maxsize=4)
-def _choose(environment: tuple[str | None, ...]) -> tuple[str, tuple[str, ...]]:
+def _choose(place: fashion_mnist.Place) -> Chosen:
     """Cached, so that a network that does not answer is waited for once."""
     try:
-        found = len(images.load("fashion_mnist").train_images)
-    except images.DataError as error:
-        if os.environ.get(fashion_mnist.FOLDER):
+        images = datasets.load("fashion_mnist", place.folder)
+    except DataError as error:
+        if place.folder:
             raise
         reason = str(error).split(". ")[0].split(" (")[0].rstrip(".")
-        digits = len(images.load("digits").train_images)
-        return "digits", (
-            f"Substituted data: {digits:,} of scikit-learn's digits (8 x 8 pixels), not Fashion-MNIST's"
-            f" {OFFICIAL_IMAGES:,} training images (28 x 28).",
-            f"{reason}.",
+        digits = datasets.load("digits")
+        substituted = (
+            f"Substituted data: {len(digits.train_images):,} of scikit-learn's digits (8 x 8 pixels), not"
+            f" Fashion-MNIST's {OFFICIAL_IMAGES:,} training images (28 x 28)."
         )
-    if found == OFFICIAL_IMAGES:
-        return "fashion_mnist", ()
-    return "fashion_mnist", (f"A part of Fashion-MNIST: {found:,} training images, not {OFFICIAL_IMAGES:,}.",)
-
-
-def epochs_of(updates: int, dataset: str, batch_size: int) -> int:
-    """How many epochs of that dataset make at least so many updates."""
-    steps = -(-len(images.load(dataset).train_images) // batch_size)
-    return -(-updates // steps)
+        return Chosen("digits", digits, (substituted, f"{reason}."))
+    found = len(images.train_images)
+    part = f"A part of Fashion-MNIST: {found:,} training images, not {OFFICIAL_IMAGES:,}."
+    return Chosen("fashion_mnist", images, () if found == OFFICIAL_IMAGES else (part,))

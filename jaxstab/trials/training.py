@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -14,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxstab.data import images
+from jaxstab.data import datasets
+from jaxstab.data.images import ImageData
 from jaxstab.errors import UsageError, canonicalize
 from jaxstab.nets import initializers
 from jaxstab.nets.mlp import make_mlp
@@ -59,7 +62,7 @@ class Spec:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
         if any(units < 1 for units in self.hidden):
             raise UsageError(f"hidden={self.hidden}: every layer needs at least one unit.")
-        canonicalize(self, {"dataset": images.NAMES, "init": initializers.NAMES, "optimizer": OPTIMIZERS,
+        canonicalize(self, {"dataset": datasets.NAMES, "init": initializers.NAMES, "optimizer": OPTIMIZERS,
                             "order": ORDERS, "precision": PRECISIONS})  # fmt: skip
         activations.canonicalize(self)
 
@@ -129,10 +132,10 @@ def _clip(max_norm: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(clip.init, update)
 
 
-def make_task(spec: Spec, hparams: HParams, data: images.ImageData) -> Task:
+def make_task(spec: Spec, hparams: HParams, data: ImageData) -> Task:
     """The classifier of a Spec on `data`: cross-entropy, and accuracy beside it."""
     model = make_mlp(
-        spec.hidden, len(images.CLASSES[spec.dataset]), activation=spec.activation, init=spec.init,
+        spec.hidden, len(datasets.classes(spec.dataset)), activation=spec.activation, init=spec.init,
         gain=hparams.gain, precision=spec.precision,
     )  # fmt: skip
     rates = list(hparams.dropout) or None
@@ -162,8 +165,8 @@ def loss_of_chance(labels: Int[Array | np.ndarray, " n"], classes: int) -> Float
 def make_trial(spec: Spec) -> Trial:
     """The trial of one Spec."""
 
-    def trial(key: jax.Array, hparams: HParams, data: images.ImageData) -> dict[str, Array]:
-        data = images.ImageData(*(jnp.asarray(x) for x in data))
+    def trial(key: jax.Array, hparams: HParams, data: ImageData) -> dict[str, Array]:
+        data = ImageData(*(jnp.asarray(x) for x in data))
         task = make_task(spec, hparams, data)
 
         def probe(params: Any, key: jax.Array) -> dict[str, Array]:
@@ -178,7 +181,7 @@ def make_trial(spec: Spec) -> Trial:
             key, task, make_update(spec.optimizer, hparams), epochs=spec.epochs, batch_size=spec.batch_size,
             order=spec.order, probe=probe,
         )  # fmt: skip
-        chance = loss_of_chance(data.train_labels, len(images.CLASSES[spec.dataset]))
+        chance = loss_of_chance(data.train_labels, len(datasets.classes(spec.dataset)))
         last = run.seen["train_loss"][-1]
         is_worse = last > WORSE * jnp.maximum(run.start_loss, chance)
         has_learnt = last < LEARNT * jnp.minimum(run.start_loss, chance)
@@ -192,9 +195,14 @@ def make_trial(spec: Spec) -> Trial:
     return trial
 
 
-def load(spec: Spec) -> images.ImageData:
-    """The Spec's dataset, which every lane reads."""
-    return images.load(spec.dataset)
+def load(spec: Any, folder: str | os.PathLike[str] | None = None) -> ImageData:
+    """The dataset that a Spec names, which every lane reads; Fashion-MNIST from `folder`, if one is given."""
+    return datasets.load(spec.dataset, folder)
+
+
+def from_folder(family: Family, folder: str | os.PathLike[str] | None) -> Family:
+    """The same family of image classifiers, with Fashion-MNIST read from `folder`."""
+    return dataclasses.replace(family, shared=functools.partial(load, folder=folder))
 
 
 def _by_epoch(long_name: str, units: str = "1", diverged: float = math.inf) -> Output:

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import shutil
 import socket
 import struct
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 
-from jaxstab.data import fashion_mnist
+from jaxstab.data import fashion_mnist, fashion_mnist_tfds
+from jaxstab.data.fashion_mnist_builder import FashionMnist, encode_png
 from jaxstab.data.images import DataError
 from jaxstab.errors import UsageError
 
@@ -49,8 +53,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server with the four files on this machine, and a builder that downloads from it."""
-    from jaxstab.data.fashion_mnist_builder import FashionMnist
-
     folder = write_official(tmp_path / "served")
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
@@ -73,7 +75,7 @@ def files_in(folder):
 
 @needs_real
 def test_the_real_images():
-    data = fashion_mnist.load(REAL)
+    data = fashion_mnist.read_folder(REAL)
     assert data.train_images.shape == (4000, 784)
     assert data.test_images.shape == (998, 784)
     assert data.train_images.min() == 0
@@ -85,28 +87,34 @@ def test_the_real_images():
     assert (abs(counts - 400) < 5 * np.sqrt(360)).all()
 
 
-def test_a_folder_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv(fashion_mnist.FOLDER, str(write_official(tmp_path / "here")))
-    data = fashion_mnist.load()
+def test_a_folder_of_official_files(tmp_path):
+    data = fashion_mnist.read_folder(write_official(tmp_path / "here"))
     assert data.train_images.shape == (12, 784)
     assert data.test_labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_where_to_look(tmp_path, monkeypatch):
+    monkeypatch.setenv(fashion_mnist.FOLDER, "theirs")
+    monkeypatch.setenv(fashion_mnist.DATA_DIR, "prepared")
+    assert fashion_mnist.find(tmp_path) == (str(tmp_path), "prepared")
+    assert fashion_mnist.find() == ("theirs", "prepared")
+    monkeypatch.setenv(fashion_mnist.FOLDER, "")  # as good as not set
+    assert fashion_mnist.find() == (None, "prepared")
+
+
 def test_a_folder_that_is_none_or_incomplete(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
-        fashion_mnist.load(tmp_path / "nowhere")
+        fashion_mnist.read_folder(tmp_path / "nowhere")
     (write_official(tmp_path / "here") / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte.gz: no such file"):
-        fashion_mnist.load(tmp_path / "here")
+        fashion_mnist.read_folder(tmp_path / "here")
     assert not issubclass(DataError, UsageError)
 
 
 @needs_array_record
 def test_downloaded_prepared_and_read_without_tensorflow(server, tmp_path, monkeypatch, capsys):
-    from_folder = fashion_mnist.load(server)
-    monkeypatch.delenv(fashion_mnist.FOLDER, raising=False)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    data = fashion_mnist.load()
+    from_folder = fashion_mnist.read_folder(server)
+    data = fashion_mnist_tfds.read(tmp_path / "tfds")
     assert "tensorflow" not in sys.modules
     for ours, theirs in zip(data, from_folder, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -115,11 +123,11 @@ def test_downloaded_prepared_and_read_without_tensorflow(server, tmp_path, monke
     assert capsys.readouterr().out == ""
 
     shutil.rmtree(server)  # a second time nothing is asked of the server
-    for ours, theirs in zip(fashion_mnist.load(), from_folder, strict=True):
+    for ours, theirs in zip(fashion_mnist_tfds.read(tmp_path / "tfds"), from_folder, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     shutil.rmtree(prepared)  # nor where the checked files are still there, even with the network gone
-    monkeypatch.setattr(fashion_mnist, "_require_answer", None)
-    assert len(fashion_mnist.load().train_images) == 12
+    monkeypatch.setattr(fashion_mnist_tfds, "_require_answer", None)
+    assert len(fashion_mnist_tfds.read(tmp_path / "tfds").train_images) == 12
 
 
 @needs_array_record
@@ -132,72 +140,80 @@ def test_a_failed_download_leaves_nothing_half_prepared(server, tmp_path, damage
     else:
         largest.write_bytes(whole[:-9] if damage == "cut" else whole[:-1] + b"\x01")
     with pytest.raises(DataError, match="404" if damage == "missing" else "wrong checksum") as refusal:
-        fashion_mnist.read_tfds(tmp_path / "tfds")
+        fashion_mnist_tfds.read(tmp_path / "tfds")
     assert "\n" not in str(refusal.value)
     assert not [name for name in files_in(tmp_path / "tfds") if "train-images" in name]
     assert not list((tmp_path / "tfds").rglob("*.tmp.*"))
     assert not list((tmp_path / "tfds").rglob("*3.0.1*"))
     largest.write_bytes(whole)
-    assert len(fashion_mnist.read_tfds(tmp_path / "tfds").train_images) == 12
+    assert len(fashion_mnist_tfds.read(tmp_path / "tfds").train_images) == 12
 
 
 @needs_array_record
 def test_a_dead_network_is_one_line_at_once(tmp_path, monkeypatch):
-    from jaxstab.data.fashion_mnist_builder import FashionMnist
-
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))  # and nobody listens
         monkeypatch.setattr(FashionMnist, "URL", f"http://127.0.0.1:{unheard.getsockname()[1]}/")
         start = time.monotonic()
-        with pytest.raises(DataError, match=r"no answer from .*JAXSTAB_FASHION_MNIST") as refusal:
-            fashion_mnist.read_tfds(tmp_path / "tfds")
-    assert time.monotonic() - start < fashion_mnist.TIMEOUT
+        with pytest.raises(
+            DataError, match=r"no answer from .*--fashion-mnist.*JAXSTAB_FASHION_MNIST"
+        ) as refusal:
+            fashion_mnist_tfds.read(tmp_path / "tfds")
+    assert time.monotonic() - start < fashion_mnist_tfds.TIMEOUT
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
 
 @needs_array_record
 def test_a_name_that_does_not_resolve(tmp_path, monkeypatch):
-    from jaxstab.data.fashion_mnist_builder import FashionMnist
-
     monkeypatch.setattr(FashionMnist, "URL", "http://fashion-mnist.invalid/")  # RFC 2606: never exists
     with pytest.raises(DataError, match=r"no answer from http://fashion-mnist.invalid/"):
-        fashion_mnist.read_tfds(tmp_path / "tfds")
+        fashion_mnist_tfds.read(tmp_path / "tfds")
     assert not list(tmp_path.iterdir())
 
 
 @needs_array_record
 def test_another_format_in_the_way(server, tmp_path):
-    fashion_mnist.read_tfds(tmp_path / "tfds")
+    fashion_mnist_tfds.read(tmp_path / "tfds")
     info = tmp_path / "tfds" / "fashion_mnist" / "3.0.1" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(DataError, match="only TensorFlow reads") as refusal:
-        fashion_mnist.read_tfds(tmp_path / "tfds")
+        fashion_mnist_tfds.read(tmp_path / "tfds")
     assert "\n" not in str(refusal.value)
 
 
 @needs_array_record
 def test_a_prepared_file_that_was_cut(server, tmp_path):
-    fashion_mnist.read_tfds(tmp_path / "tfds")
+    fashion_mnist_tfds.read(tmp_path / "tfds")
     record = next((tmp_path / "tfds").rglob("fashion_mnist-train.array_record*"))
     record.write_bytes(record.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be had") as refusal:
-        fashion_mnist.read_tfds(tmp_path / "tfds")
+        fashion_mnist_tfds.read(tmp_path / "tfds")
     assert "\n" not in str(refusal.value)
 
 
 def test_without_array_record_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fashion_mnist_tfds.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"array_record.*JAXSTAB_FASHION_MNIST"):
-        fashion_mnist.read_tfds(tmp_path)
+        fashion_mnist_tfds.read(tmp_path)
+
+
+def test_a_png_file_holds_every_grey_value():
+    every = np.arange(256, dtype=np.uint8)
+    for image in (
+        every.reshape(16, 16),
+        every[None],
+        np.zeros((1, 3), np.uint8),
+        np.full((5, 2), 255, np.uint8),
+    ):
+        written = encode_png(image)
+        opened = Image.open(io.BytesIO(written))
+        assert (opened.format, opened.mode) == ("PNG", "L")
+        np.testing.assert_array_equal(np.asarray(opened), image)
 
 
 @needs_array_record
 def test_name_version_features_and_checksums_are_the_stock_builders(tmp_path):
-    import tensorflow_datasets as tfds
-
-    from jaxstab.data.fashion_mnist_builder import FashionMnist
-
     stock = tfds.image_classification.FashionMNIST(data_dir=tmp_path)
     ours = FashionMnist(data_dir=tmp_path)
     assert ours.info.full_name == stock.info.full_name

@@ -1,14 +1,12 @@
 """IDX files: read back what was written; every damage gets its own single line."""
 
 import gzip
-import io
 import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from jaxstab.data import idx
 from jaxstab.data.images import DataError
@@ -82,13 +80,8 @@ def test_a_flipped_byte_is_seen_or_harmless(tmp_path_factory, at, flip):
     path = tmp_path_factory.mktemp("flip") / "labels.gz"
     path.write_bytes(damaged)
     try:
-        np.testing.assert_array_equal(idx.read_idx(path, idx.LABELS_MAGIC), LABELS)
+        read, refusal = idx.read_idx(path, idx.LABELS_MAGIC), ""
     except DataError as error:
-        assert "\n" not in str(error)  # noqa: PT017
-
-
-def test_png_is_what_pillow_reads():
-    for image in (IMAGES[0], np.zeros((1, 3), np.uint8), np.full((5, 2), 255, np.uint8)):
-        opened = Image.open(io.BytesIO(idx.encode_png(image)))
-        assert opened.mode == "L"
-        np.testing.assert_array_equal(np.asarray(opened), image)
+        read, refusal = LABELS, str(error)
+    np.testing.assert_array_equal(read, LABELS)
+    assert "\n" not in refusal

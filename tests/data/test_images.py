@@ -1,11 +1,10 @@
-"""`load` by name, and the common type."""
+"""The common type of all datasets of images."""
 
 import jax
 import numpy as np
 import pytest
 
-from jaxstab.data import fashion_mnist, images
-from jaxstab.errors import UsageError
+from jaxstab.data import images
 
 
 def make(n_train=3, n_test=2):
@@ -42,30 +41,3 @@ def test_it_is_a_pytree_of_four_arrays():
     data, _ = make()
     assert len(jax.tree.leaves(data)) == 4
     assert jax.jit(lambda lane: lane.train_images.sum())(data) > 0
-
-
-def test_load_reads_once():
-    assert images.load("digits") is images.load("digits")
-
-
-def test_load_refuses_an_unknown_name():
-    with pytest.raises(UsageError, match=r"'fashion_mnist'.*Choices: digits, fashion_mnist"):
-        images.load("fashion_mnits")
-    with pytest.raises(UsageError):
-        images.load(None)
-
-
-def test_load_follows_the_environment(monkeypatch, tmp_path):
-    data, _ = make()
-    monkeypatch.setattr(fashion_mnist, "read_folder", lambda folder: data if folder == "here" else None)
-    monkeypatch.setenv("JAXSTAB_FASHION_MNIST", "here")
-    assert images.load("fashion_mnist") is data
-    monkeypatch.setattr(fashion_mnist, "read_folder", lambda folder: make(5)[0])
-    assert images.load("fashion_mnist") is data
-    monkeypatch.setenv("JAXSTAB_FASHION_MNIST", "there")
-    assert len(images.load("fashion_mnist").train_images) == 5
-
-
-def test_every_label_has_a_name():
-    assert tuple(images.CLASSES) == images.NAMES
-    assert all(len(set(names)) == 10 for names in images.CLASSES.values())

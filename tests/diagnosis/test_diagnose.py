@@ -64,8 +64,8 @@ class Attending(nn.Module):
 
 def attention(change, place, findings, gravity="grave", where=None):
     x = jax.random.normal(jax.random.key(2), (2, 12, 16))
-    return Fault(change.__name__, "attention", Attending((place, change)), (x,), findings,
-                 where or line_of(change), gravity)  # fmt: skip
+    where = where or line_of(change)
+    return Fault(change.__name__, "attention", Attending((place, change)), (x,), findings, where, gravity)
 
 
 def by(factor):
@@ -91,7 +91,7 @@ PLANTS = [
           "gradient explodes", "layer", "warning"),
     Fault("dropout", "MLP", mlp(drop=0.5, train=True), (X,), "random", "Dropout", "note", "",
           {"rngs": {"dropout": jax.random.key(0)}}),
-]  # fmt: skip
+]  # fmt: skip  # a fault a line
 
 
 def said_of(fault, **settings):
@@ -164,7 +164,11 @@ def test_what_drowns_its_summands_is_named_and_a_polynomial_is_not():
     assert (finding.kind, finding.path) == ("summand drowned", "in")
     assert finding.evidence.endswith("so in 3 sums")
     assert diagnose(lambda p, x: stream(p, x, 1.0), p, X, dtypes=()).findings == ()
-    cubic = lambda p, x: (lambda z: z + 0.01 * z**3)(x @ p["w"])  # noqa: E731
+
+    def cubic(p, x):
+        z = x @ p["w"]
+        return z + 0.01 * z**3
+
     assert diagnose(cubic, p, X, dtypes=()).findings == ()
 
 
@@ -303,7 +307,7 @@ MISTAKES = {
     "no seeds": ((mlp(), X), {"seeds": 0}, "seeds=0"),
     "rngs that are none": ((mlp(), X), {"rngs": 3}, "rngs=3"),
     "variables of a function": ((jnp.sin, X), {"variables": {}}, "linen"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -35,9 +35,14 @@ def square(y):
 def by_hand(model, gain, seed):
     """rms of every site, forward and backward, of one run without any of what is tested here."""
     variables = model.init(jax.random.fold_in(jax.random.key(0), seed), models.inputs())
-    kernels = lambda path, x: gain * x if path[-1].key == "kernel" else x  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(kernels, variables["params"])
-    loss = lambda p, x: square(model.apply({"params": p}, x))  # noqa: E731
+
+    def by_gain(path, x):
+        return gain * x if path[-1].key == "kernel" else x
+
+    def loss(p, x):
+        return square(model.apply({"params": p}, x))
+
+    params = jax.tree_util.tree_map_with_path(by_gain, variables["params"])
     (value, _), seen = jax.jit(jaxstab.observe(jax.value_and_grad(loss)))(params, models.inputs())
     return value, seen.to_pandas()
 

@@ -183,8 +183,9 @@ def test_modules_scopes_and_calls_are_clusters():
     graph = draw_graph(Pair().apply, variables, jnp.ones((1, 2)))
     assert named(graph, "tanh").scope == ("Pair",)
     assert {node.scope for node in graph.nodes if node.label == "dot_general"} == {
-        ("Pair", "Dense_0"), ("Pair", "Dense_1"),
-    }  # fmt: skip
+        ("Pair", "Dense_0"),
+        ("Pair", "Dense_1"),
+    }
     assert named(graph, "variables['params']['Dense_0']['kernel']").scope == ()
     assert graph.dot.count("subgraph cluster_") == 3
 
@@ -197,9 +198,13 @@ def test_modules_scopes_and_calls_are_clusters():
 
     graph = draw_graph(f, 1.0)
     assert [(node.label, node.scope) for node in nodes_of(graph, "operation")] == [
-        ("sin", ("outer", "sin")), ("cos", ("outer", "inner")), ("add", ("outer", "inner")), ("sin", ("sin",)),
-        ("tan", ("checkpoint",)), ("mul", ()),
-    ]  # fmt: skip
+        ("sin", ("outer", "sin")),
+        ("cos", ("outer", "inner")),
+        ("add", ("outer", "inner")),
+        ("sin", ("sin",)),
+        ("tan", ("checkpoint",)),
+        ("mul", ()),
+    ]
     np.testing.assert_allclose(gradient_of(named(graph, "x")), jax.grad(f)(1.0), rtol=1e-6)
     again = draw_graph(lambda x: jax.jit(jnp.sin)(jax.jit(jnp.sin)(x)), 1.0)
     assert [node.scope for node in nodes_of(again, "operation")] == [("sin",), ("sin (2)",)]
@@ -214,8 +219,10 @@ def test_arguments_constants_and_outputs_have_names():
     assert [node.label for node in nodes_of(graph, "argument")] == ["p['w']", "more[0]", "more[1]"]
     assert {node.label for node in nodes_of(graph, "constant")} == {"offset", "3"}
     assert [node.label for node in nodes_of(graph, "output")] == [
-        "output['given']", "output['sum']", "output['three']"
-    ]  # fmt: skip
+        "output['given']",
+        "output['sum']",
+        "output['three']",
+    ]
     given = graph.nodes[nodes_of(graph, "output")[0].inputs[0][0]]
     assert given.label == "more[1]"
     assert "the output is not one real scalar" in graph.caption
@@ -293,10 +300,15 @@ def test_the_text_is_the_same_in_every_process():
         "print(draw_graph(f, {'b': jnp.ones((2, 2)), 'a': 2.0}).dot)"
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                         env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": seed})
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": seed},
+        )
         for seed in ("1", "2")
-    ]  # fmt: skip
+    ]
     one, two = (process.communicate()[0] for process in running)
     assert one == two
     assert is_well_formed(one)
@@ -318,9 +330,11 @@ def test_text_is_written_without_graphviz_and_pictures_say_what_they_need(tmp_pa
         graph.save(tmp_path / name)
         assert (tmp_path / name).read_text() == graph.dot
     for name, words in {
-        "graph.svg": "needs Graphviz's program `dot`, which is not installed", "graph.jpg": "Choices: dot, gv, svg",
-        "graph": "unknown format", "none/graph.dot": "there is no folder",
-    }.items():  # fmt: skip
+        "graph.svg": "needs Graphviz's program `dot`, which is not installed",
+        "graph.jpg": "Choices: dot, gv, svg",
+        "graph": "unknown format",
+        "none/graph.dot": "there is no folder",
+    }.items():
         with pytest.raises(UsageError, match=words) as error:
             graph.save(str(tmp_path / name))
         assert "\n" not in str(error.value)

@@ -213,8 +213,13 @@ WRONG = {
     "no output": (lambda x: None, (X,), {}, ["returns no array"]),
     "output of another kind": (lambda x: (x, "done"), (X,), {}, ["type str, which is no array"]),
     "not in ONNX": (unfit, (X,), {}, ["jax2onnx cannot express unfit"]),
-    "not in ONNX Runtime": (jnp.dot, (jnp.ones((3, 3), "bfloat16"),) * 2, {}, ["ONNX Runtime does not run", "dot"]),
-}  # fmt: skip
+    "not in ONNX Runtime": (
+        jnp.dot,
+        (jnp.ones((3, 3), "bfloat16"),) * 2,
+        {},
+        ["ONNX Runtime does not run", "dot"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -31,7 +31,7 @@ def _nothing_compiles(monkeypatch):
         ({"depth": 10**9, "width": 100}, r"depth=1000000000.*an array of .* TiB.*depth=\d+ (or|would fit)"),
         ({"width": 100_000, "depth": 12_000, "sampler": "conditioned"}, r"2\^31 entries or more.*width=\d+ would fit"),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a refusal a line
 def test_a_stack_that_cannot_fit(settings, words):
     with pytest.raises(jaxstab.UsageError, match=words) as refusal:
         jaxstab.propagate(**{"seeds": 1, "depth": 2, "batch": 2} | settings)

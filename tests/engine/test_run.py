@@ -96,8 +96,7 @@ def test_a_diverged_lane_changes_no_bit_of_another():
     @jaxstab.family(dims={"x": ("step",)})
     def iterate(key, *, factor: float):
         start = jax.random.normal(key, (8,))
-        step = lambda x, _: (jnp.tanh(x) * factor, x.sum())  # noqa: E731
-        return {"x": jax.lax.scan(step, start, length=20)[1]}
+        return {"x": jax.lax.scan(lambda x, _: (jnp.tanh(x) * factor, x.sum()), start, length=20)[1]}
 
     healthy = jaxstab.sweep(iterate, jaxstab.grid(factor=[1.5]), seeds=1)
     for bad in (1, 32, 63):
@@ -129,7 +128,7 @@ def test_a_diverged_lane_changes_no_bit_of_another():
         ({"sampler": "conditioned", "init": "xavier_uniform"}, ["'xavier_uniform'", "xavier_normal", "orthogonal"]),
         ({"sampler": "conditioned", "kind": "lstm"}, ["'lstm'", "residual"]),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a refusal a line
 def test_bad_input_is_refused_in_one_line_before_anything_is_compiled(settings, words):
     with Compilations() as compilations, pytest.raises(jaxstab.UsageError) as caught:
         jaxstab.propagate(**({"seeds": 2} | settings))

@@ -47,9 +47,14 @@ def test_products_of_spaces():
 def test_samples_follow_their_distributions_and_do_not_depend_on_each_other():
     key = jax.random.key(3)
     space = jaxstab.sample(
-        2000, key, gain=jaxstab.log_uniform(0.01, 100), sigma=jaxstab.uniform(1, 3), init=jaxstab.choice(["a", "b"]),
-        tail=stats.expon(), fixed=4,
-    )  # fmt: skip
+        2000,
+        key,
+        gain=jaxstab.log_uniform(0.01, 100),
+        sigma=jaxstab.uniform(1, 3),
+        init=jaxstab.choice(["a", "b"]),
+        tail=stats.expon(),
+        fixed=4,
+    )
     found = list(space.configurations())
     assert stats.kstest(np.log10([c["gain"] for c in found]), stats.uniform(-2, 4).cdf).pvalue > 1e-3
     assert stats.kstest([c["sigma"] for c in found], stats.uniform(1, 2).cdf).pvalue > 1e-3
@@ -88,7 +93,15 @@ def test_seeds():
     assert parse_seeds(3).tolist() == [0, 1, 2]
     assert parse_seeds([7, 2]).tolist() == [7, 2]
     assert parse_seeds(np.array([2**31 - 1])).tolist() == [2**31 - 1]
-    for bad, word in [(0, "seeds=0"), (True, "True"), (1.5, "1.5"), ([1, 2, 1], "1 repeats"), ([-1], "-1"),
-                      ([2**31], str(2**31)), ([], "empty"), ([0.5], "0.5"), ("ab", "ab")]:  # fmt: skip
+    wrong = [
+        (0, "seeds=0"),
+        (True, "True"),
+        (1.5, "1.5"),
+        ("ab", "ab"),
+        ([], "empty"),
+        ([1, 2, 1], "1 repeats"),
+    ]
+    wrong += [([-1], "-1"), ([2**31], str(2**31)), ([0.5], "0.5")]
+    for bad, word in wrong:
         with pytest.raises(jaxstab.UsageError, match=word.replace("^", r"\^")):
             parse_seeds(bad)

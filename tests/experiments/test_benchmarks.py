@@ -10,7 +10,7 @@ from experiments.benchmarks import __main__ as command
 from experiments.benchmarks import fit_peers, limits, scaling, stack_peers
 from experiments.benchmarks.race import LEAST_P, Contest, Contestant, race, ratios, same_law, shares
 from experiments.benchmarks.stacks import ours as our_stacks
-from jaxstab.data import images
+from jaxstab.data import datasets
 from jaxstab.report import figures
 
 
@@ -79,7 +79,7 @@ def test_the_peers_in_torch_have_our_law(way):
         assert same_law(fit_peers.decay_by_numpy(2, 100), norms) < LEAST_P
         weights = fit_peers.polynomial_by_torch_func(torch, "cpu", 4, 20, 100)[:, 0]
         assert same_law(fit_peers.polynomial_by_numpy(4, 20, 100)[:, 0], weights) > LEAST_P
-        data = images.load("digits")
+        data = datasets.load("digits")
         losses = fit_peers.classifier_by_torch_func(torch, "cpu", data, 2, 256, 20)
         assert same_law(fit_peers.classifier_by_optax(data, 2, 256)(20), losses) > LEAST_P
 

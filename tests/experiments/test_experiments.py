@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,18 @@ ROOT = Path(__file__).parent.parent.parent
 MODULES = {
     m.__name__.rsplit(".", 1)[-1]: m
     for m in (
-        backprop, deep_stack, gain_table, initialization, matrix_product, phase_diagram, precision, remedies,
-        sigmoid_gradient, vanishing,
+        backprop,
+        deep_stack,
+        gain_table,
+        initialization,
+        matrix_product,
+        phase_diagram,
+        precision,
+        remedies,
+        sigmoid_gradient,
+        vanishing,
     )
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def test_entries_of_a_product_follow_the_lyapunov_law(results):
     entries = data_of(results, "matrix_product").log10_entry.values
     probability = np.linspace(0.0005, 0.9995, 400)
     quantiles = [finite_width.log10_entry_quantile(p, 4, 101) for p in probability]
-    law = lambda x: np.interp(x, quantiles, probability)  # noqa: E731
+    law = partial(np.interp, xp=quantiles, fp=probability)
     assert_law(entries, law)
     with pytest.raises(AssertionError):
         assert_law(entries + 0.8, law)
@@ -175,9 +184,14 @@ def test_a_sigmoid_leaves_less_than_a_quarter(results):
 
 def run_main(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=os.environ | environment, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+        check=False,
+    )
 
 
 def test_the_main_job_ends_with_the_scoreboard_and_the_report(tmp_path):
@@ -191,9 +205,13 @@ def test_the_main_job_ends_with_the_scoreboard_and_the_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["deep_stak"], ["'deep_stak'", "'deep_stack'"]), (["backprop", "--seeds", "0"], ["--seeds 0"]),
-     (["--scale", "huge"], ["huge", "smoke"]), (["--sceds", "3"], ["--sceds"])],
-)  # fmt: skip
+    [
+        (["deep_stak"], ["'deep_stak'", "'deep_stack'"]),
+        (["backprop", "--seeds", "0"], ["--seeds 0"]),
+        (["--scale", "huge"], ["huge", "smoke"]),
+        (["--sceds", "3"], ["--sceds"]),
+    ],
+)
 def test_wrong_words_end_with_two(arguments, words):
     done = run_main(*arguments)
     assert done.returncode == 2

@@ -19,7 +19,7 @@ from experiments import (
     weight_decay,
 )
 from experiments.__main__ import NAMES
-from jaxstab.data import fashion_mnist
+from jaxstab.data import datasets, fashion_mnist, fashion_mnist_tfds
 from jaxstab.data.images import DataError
 from jaxstab.report import substitute
 from jaxstab.report.claims import VERDICTS
@@ -29,9 +29,16 @@ from jaxstab.trials.training import FLAGS
 MODULES = {
     m.__name__.rsplit(".", 1)[-1]: m
     for m in (
-        dropout, learning_rate, mlp, polynomial, regularized_backprop, symmetry, trainability, weight_decay,
+        dropout,
+        learning_rate,
+        mlp,
+        polynomial,
+        regularized_backprop,
+        symmetry,
+        trainability,
+        weight_decay,
     )
-}  # fmt: skip
+}
 
 
 def nothing_to_be_had(*args):
@@ -43,7 +50,7 @@ def offline():
     """No folder, no network: what a substitution is for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(fashion_mnist.FOLDER, raising=False)
-        patch.setattr(fashion_mnist, "load", nothing_to_be_had)
+        patch.setattr(fashion_mnist_tfds, "read", nothing_to_be_had)
         substitute._choose.cache_clear()
         yield
     substitute._choose.cache_clear()
@@ -88,14 +95,17 @@ def test_substituted_data_are_announced(result, name):
 
 
 def test_nothing_stands_in_for_a_folder_that_was_named(offline, monkeypatch):
+    with pytest.raises(DataError):
+        substitute.images_or_digits("somewhere")
     monkeypatch.setenv(fashion_mnist.FOLDER, "somewhere")
     with pytest.raises(DataError):
         substitute.images_or_digits()
 
 
 def test_so_many_updates():
-    assert substitute.epochs_of(2350, "digits", 256) == 392
-    assert substitute.epochs_of(6, "digits", 256) == 1
+    digits = substitute.Chosen("digits", datasets.load("digits"), ())
+    assert digits.epochs_of(2350, 256) == 392
+    assert digits.epochs_of(6, 256) == 1
 
 
 def test_polynomials_find_the_true_weights(result):
@@ -149,9 +159,10 @@ def test_l1_clears_weights_and_l2_spreads_them(result):
 def test_equal_units_stay_equal_but_for_dropout_and_rounding(result):
     _, data = result("symmetry")
     runs, dtypes = (list(data[name].values.astype(str)) for name in ("configuration", "dtype"))
-    at = lambda run, dtype, units: data.sel(units=units).isel(  # noqa: E731
-        configuration=runs.index(run), dtype=dtypes.index(dtype)
-    )
+
+    def at(run, dtype, units):
+        return data.sel(units=units).isel(configuration=runs.index(run), dtype=dtypes.index(dtype))
+
     for run in ("SGD", "SGD + L2"):
         for dtype, epsilon in (("float32", 1e-6), ("float64", 1e-14)):
             assert float(at(run, dtype, 3).distance.isel(epoch=0).max()) < epsilon

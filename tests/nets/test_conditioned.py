@@ -70,9 +70,16 @@ def in_law(law, n):
 @pytest.mark.parametrize("law", ["gaussian", "haar"])
 @pytest.mark.parametrize(
     ("batch", "n", "shape"),
-    [(5, 24, "generic"), (4, 24, "aligned"), (4, 12, "duplicated"), (3, 12, "dead"), (1, 8, "generic"),
-     (9, 6, "generic"), (5, 8, "generic")],
-)  # fmt: skip
+    [
+        (5, 24, "generic"),
+        (4, 24, "aligned"),
+        (4, 12, "duplicated"),
+        (3, 12, "dead"),
+        (1, 8, "generic"),
+        (9, 6, "generic"),
+        (5, 8, "generic"),
+    ],
+)
 def test_a_layer_in_law_is_a_layer(law, batch, n, shape):
     h = inputs(batch, n, shape)
     explicit, drawn = in_law(law, n)
@@ -110,7 +117,7 @@ def test_leaving_out_the_conditional_mean_is_seen(law):
 
 def test_the_gradient_of_the_scale_is_right():
     key, h = jax.random.key(3), jnp.asarray(INPUTS[:4])
-    gaussian = lambda s: conditioned.gaussian_layer(key, h, s, 12)  # noqa: E731
+    gaussian = partial(conditioned.gaussian_layer, key, h, units=12)
     for layer in (gaussian, lambda s: conditioned.haar_layer(key, h, s)):
         slope = jax.grad(lambda s, layer=layer: jnp.sum(layer(s) ** 2))(0.5)
         np.testing.assert_allclose(slope, 4 * jnp.sum(layer(0.5) ** 2), rtol=1e-5)
@@ -149,13 +156,13 @@ STACKS = {
                                      "kind": "residual"},
     "aligned": {"width": 40, "batch": 5, "depth": 40, "activation": "tanh", "gain": 0.5},
     "more inputs than units": {"width": 6, "batch": 9, "activation": "relu", "init": "kaiming_normal"},
-}  # fmt: skip
+}  # fmt: skip  # a stack a line
 
 
 @pytest.mark.parametrize("name", STACKS)
 def test_stacks_in_law_are_stacks(name):
-    settings = {"depth": 8, "keep": ["forward_rms", "backward_rms", "correlation", "weight_gradient_rms"],
-                "devices": 2} | STACKS[name]  # fmt: skip
+    keep = ["forward_rms", "backward_rms", "correlation", "weight_gradient_rms"]
+    settings = {"depth": 8, "keep": keep, "devices": 2} | STACKS[name]
     explicit = jaxstab.propagate(1000, sampler="dense", **settings)
     drawn = jaxstab.propagate(range(5000, 6000), sampler="conditioned", **settings)
     depth = settings["depth"]

@@ -87,7 +87,10 @@ def test_l_times_q_is_the_rows_however_near_they_are(apart):
     rounding = 2e-6 * np.linalg.norm(rows, axis=1)
     np.testing.assert_allclose(frame @ frame.T, np.eye(16), atol=2e-6)
     assert (np.linalg.norm(rows - lower @ frame, axis=1) < rounding).all()
-    smallest = lambda x: np.linalg.svd(x, compute_uv=False)[-1]  # noqa: E731
+
+    def smallest(x):
+        return np.linalg.svd(x, compute_uv=False)[-1]
+
     assert abs(smallest(lower) - smallest(rows)) < rounding[0]
     once = np.asarray(haar.cholesky(jnp.asarray(rows @ rows.T, jnp.float32))[0], np.float64)
     if apart == 1e-3:

@@ -277,9 +277,13 @@ def test_convolutions_keep_the_signal_by_fan_in_and_the_gradient_by_fan_out(make
     def factor(key):
         keys = jax.random.split(key, 3)
         x, kernel = jax.random.normal(keys[0], (4, 16, 16, channels)), draw_kernel(keys[1])
-        convolve = lambda x: jax.lax.conv_general_dilated(  # noqa: E731
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-        )
+
+        def convolve(x):
+            layout = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "VALID", dimension_numbers=layout, feature_group_count=groups
+            )
+
         y, pull = jax.vjp(convolve, x)
         gradient = pull(jax.random.normal(keys[2], y.shape))[0][
             :, 2:-2, 2:-2

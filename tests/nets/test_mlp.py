@@ -40,7 +40,10 @@ def test_it_is_its_formula():
 @pytest.mark.parametrize("has_instruction", [True, False])
 def test_products_of_bfloat16_are_summed_in_float32_forward_and_backward(has_instruction, monkeypatch):
     monkeypatch.setattr(machine, "cpu_multiplies_bfloat16", lambda: has_instruction)
-    rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)  # noqa: E731
+
+    def rounded(x):
+        return np.asarray(x.astype(jnp.bfloat16), np.float64)
+
     w, d = jax.random.normal(KEY, (12, 5)), jax.random.normal(jax.random.key(2), (6, 5))
     y, back = jax.vjp(bfloat16_product, X, w)
     of_x, of_w = back(d)

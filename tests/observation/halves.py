@@ -73,12 +73,18 @@ class Residual(nnx.Module):
 
 
 SHAPES = {
-    "mlp": (BATCH, WIDTH), "layernorm": (BATCH, WIDTH), "transformer": (2, 8, WIDTH), "cnn": (4, 8, 8, 3),
+    "mlp": (BATCH, WIDTH),
+    "layernorm": (BATCH, WIDTH),
+    "transformer": (2, 8, WIDTH),
+    "cnn": (4, 8, 8, 3),
     "nnx": (BATCH, WIDTH),
-}  # fmt: skip
+}
 KINDS = {
-    "mlp": MLP, "layernorm": functools.partial(MLP, is_normalized=True), "transformer": Transformer, "cnn": CNN,
-}  # fmt: skip
+    "mlp": MLP,
+    "layernorm": functools.partial(MLP, is_normalized=True),
+    "transformer": Transformer,
+    "cnn": CNN,
+}
 
 
 def inputs(case):

@@ -32,8 +32,9 @@ def test_an_output_comes_of_the_operation_that_made_it_and_that_of_its_inputs():
     assert right[0].constant == 2.0
     ((product,),) = flow.inputs(left[0].position[:-1], ())
     assert [o[0] for o in flow.inputs(product.position[:-1], ())] == [
-        Origin("argument", (0,)), Origin("argument", (1,)),
-    ]  # fmt: skip
+        Origin("argument", (0,)),
+        Origin("argument", (1,)),
+    ]
 
 
 def test_what_moves_or_selects_is_looked_through_and_a_condition_is_no_origin():
@@ -51,8 +52,9 @@ def test_a_call_is_entered():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_carry_comes_from_the_iteration_before_and_first_from_outside(reverse):
-    f = lambda x: jax.lax.scan(lambda c, a: (jnp.sin(c) * a, c), x, jnp.ones(4), reverse=reverse)  # noqa: E731
-    flow = flow_of(f, X)
+    flow = flow_of(
+        lambda x: jax.lax.scan(lambda c, a: (jnp.sin(c) * a, c), x, jnp.ones(4), reverse=reverse), X
+    )
     ((last,), rows) = flow.outputs()
     first, step = (3, -1) if reverse else (0, 1)
     assert kinds(flow, [last]) == ["mul"]

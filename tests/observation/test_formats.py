@@ -14,25 +14,27 @@ from jaxstab.observation.formats import FORMATS, Format, format_of, name_of_form
 
 TINY = float(np.finfo(np.float32).tiny)
 NARROW = {
-    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-}  # fmt: skip
+}
 PAIRS = [(2, 1), (3, 2), (4, 3), (5, 2), (5, 10), (6, 9), (7, 8), (7, 23), (8, 7), (8, 10), (8, 1)]
 
 
-def numbers(format: Format) -> np.ndarray:  # noqa: A002
+def numbers(narrow: Format) -> np.ndarray:
     """float32 values of all magnitudes, and those where a rounding of this format is decided: its numbers, the
     middle between neighbours, one float32 beside each; both ends of its range; zeros, infinities, NaN."""
     rng = np.random.default_rng(0)
     spread = rng.normal(size=12_000) * 2.0 ** rng.uniform(-126, 127, 12_000)
     centre = rng.normal(size=6_000) * 2.0 ** rng.uniform(-30, 18, 6_000)
-    low = format.smallest_normal * format.epsilon * rng.uniform(-8, 8, 4_000)
-    halves = np.arange(0, 257) * format.smallest_normal * format.epsilon / 2
-    exponents = rng.uniform(np.log2(format.smallest_normal), np.log2(format.largest), 4_000).astype(int)
-    steps = rng.integers(0, 2 ** min(format.mantissa_bits + 1, 23), exponents.size)
-    ties = (1 + steps * format.epsilon / 2) * 2.0**exponents
-    ends = format.largest * np.array([1, 1 + format.epsilon / 4, 1 + format.epsilon / 2, 1.5, 2])
-    small = format.smallest_normal * np.array([1, 1 - format.epsilon / 2, 0.5, format.epsilon / 2])
+    low = narrow.smallest_normal * narrow.epsilon * rng.uniform(-8, 8, 4_000)
+    halves = np.arange(0, 257) * narrow.smallest_normal * narrow.epsilon / 2
+    exponents = rng.uniform(np.log2(narrow.smallest_normal), np.log2(narrow.largest), 4_000).astype(int)
+    steps = rng.integers(0, 2 ** min(narrow.mantissa_bits + 1, 23), exponents.size)
+    ties = (1 + steps * narrow.epsilon / 2) * 2.0**exponents
+    ends = narrow.largest * np.array([1, 1 + narrow.epsilon / 4, 1 + narrow.epsilon / 2, 1.5, 2])
+    small = narrow.smallest_normal * np.array([1, 1 - narrow.epsilon / 2, 0.5, narrow.epsilon / 2])
     with np.errstate(over="ignore"):
         whole = np.float32(np.concatenate([spread, centre, low, halves, ties, ends, small]))
         beside = [np.nextafter(whole, np.float32(side)) for side in (0, np.inf)]
@@ -41,15 +43,15 @@ def numbers(format: Format) -> np.ndarray:  # noqa: A002
     return np.concatenate([x, -x])
 
 
-def rounded_by_numpy(x: np.ndarray, format: Format) -> np.ndarray:  # noqa: A002
+def rounded_by_numpy(x: np.ndarray, narrow: Format) -> np.ndarray:
     """Ties to even at the spacing of x's binade, or of the subnormals, in float64."""
     wide = x.astype(np.float64)
     finite = np.isfinite(wide)
     _, exponent = np.frexp(np.where(finite, wide, 1.0))
-    floor = round(np.log2(format.smallest_normal)) + 1
-    spacing = np.ldexp(1.0, np.maximum(exponent, floor) - 1 - format.mantissa_bits)
+    floor = round(np.log2(narrow.smallest_normal)) + 1
+    spacing = np.ldexp(1.0, np.maximum(exponent, floor) - 1 - narrow.mantissa_bits)
     y = np.where(finite, np.rint(np.where(finite, wide, 0) / spacing) * spacing, wide)
-    return np.where(np.abs(y) > format.largest, np.copysign(format.beyond, y), y).astype(np.float32)
+    return np.where(np.abs(y) > narrow.largest, np.copysign(narrow.beyond, y), y).astype(np.float32)
 
 
 def assert_same(x: np.ndarray, found: jax.Array, wanted: np.ndarray) -> None:
@@ -67,14 +69,14 @@ def assert_same(x: np.ndarray, found: jax.Array, wanted: np.ndarray) -> None:
 
 
 def assert_rounds_as_its_own_type(name: str) -> None:
-    format = format_of(name)  # noqa: A001
-    x = numbers(format)
+    narrow = format_of(name)
+    x = numbers(narrow)
     assert x.size > 20_000
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = x.astype(NARROW[name]).astype(np.float32)
-    assert_same(x, round_to(x, format), wanted)
+    assert_same(x, round_to(x, narrow), wanted)
     cast = jax.jit(lambda x: jax.lax.optimization_barrier(x.astype(name)).astype(jnp.float32))
-    assert_same(x, round_to(x, format), np.asarray(cast(x)))
+    assert_same(x, round_to(x, narrow), np.asarray(cast(x)))
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -84,9 +86,9 @@ def test_rounding_is_the_conversion_of_the_type(name):
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_rounding_to_a_pair_is_that_of_numpy(pair):
-    format = format_of(pair)  # noqa: A001
-    x = numbers(format)
-    assert_same(x, jax.jit(lambda x: round_to(x, format))(x), rounded_by_numpy(x, format))
+    narrow = format_of(pair)
+    x = numbers(narrow)
+    assert_same(x, jax.jit(lambda x: round_to(x, narrow))(x), rounded_by_numpy(x, narrow))
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -132,7 +134,7 @@ def test_a_planted_fault_is_seen(planted, monkeypatch):
         (np.dtype("float16"), "float16"), (jnp.dtype(jnp.float8_e5m2), "float8_e5m2"),
         (jnp.float8_e4m3fn, "float8_e4m3fn"), ("float32", "float32"), ((4, 3), "e4m3"), ((5, 10), "e5m10"),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a word and its name
 def test_names(dtype, name):
     assert name_of_format(dtype) == name
 
@@ -156,7 +158,7 @@ def test_the_numbers_of_formats():
     "dtype",
     ["float64", "flaot16", "", "int8", np.int32, np.float64, float, None, 16, object(), [5, 10], {}, (5,), (5, 10, 1),
      (1, 3), (9, 3), (5, 0), (5, 24), (5.0, 10), ("5", "10"), (True, True)],
-)  # fmt: skip
+)  # fmt: skip  # many short words
 def test_what_is_no_format_gets_one_line(dtype):
     for function in (format_of, name_of_format):
         with pytest.raises(UsageError) as caught:

@@ -145,7 +145,10 @@ def test_gradients_in_scan_and_remat():
 
 def test_a_recomputation_counted_twice_is_seen(monkeypatch):
     true = walk.Walk._marked
-    forget = lambda self, e, x, here: true(self, e, x, walk.Place(names=here.names))  # noqa: E731
+
+    def forget(self, e, x, here):
+        return true(self, e, x, walk.Place(names=here.names))
+
     monkeypatch.setattr(walk.Walk, "_marked", forget)
     with pytest.raises(AssertionError):
         test_every_call_is_seen_once_in_each_direction("linen_scan")
@@ -244,7 +247,10 @@ def test_one_module_called_twice_and_a_call_of_super():
 
     model = Twice()
     params = model.init(jax.random.key(0), models.inputs())
-    loss = lambda p, x: jnp.sum(model.apply(p, x) ** 2)  # noqa: E731
+
+    def loss(p, x):
+        return jnp.sum(model.apply(p, x) ** 2)
+
     _, seen = jax.jit(observe(jax.grad(loss)))(params, models.inputs())
     forward = [s.path for s in seen.sites if s.direction == "forward"]
     assert forward[0] == "Twice/layer"

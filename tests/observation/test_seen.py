@@ -108,12 +108,23 @@ def test_statistics_are_right(name, dtype):
         .set(0)
     )
     exact = np.asarray(x, np.float64)
-    spread = lambda axis: rms(exact - exact.mean(axis, keepdims=True)) / rms(exact)  # noqa: E731
+
+    def spread(axis):
+        return rms(exact - exact.mean(axis, keepdims=True)) / rms(exact)
+
     wanted = {
-        "rms": rms(exact), "absmax": np.abs(exact).max(), "mean": exact.mean(), "zeros": (exact == 0).mean(),
-        "nans": 0, "infs": 0, "unit_spread": spread(1), "sample_spread": spread(0), "dead_units": 1 / WIDTH,
-        "absmin": np.abs(exact)[exact != 0].min(), "log2_rms": np.log2(rms(exact)),
-    }[name]  # fmt: skip
+        "rms": rms(exact),
+        "absmax": np.abs(exact).max(),
+        "mean": exact.mean(),
+        "zeros": (exact == 0).mean(),
+        "nans": 0,
+        "infs": 0,
+        "unit_spread": spread(1),
+        "sample_spread": spread(0),
+        "dead_units": 1 / WIDTH,
+        "absmin": np.abs(exact)[exact != 0].min(),
+        "log2_rms": np.log2(rms(exact)),
+    }[name]
     found = measure((name,), x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [wanted], rtol=1e-5, atol=1e-6)
@@ -132,8 +143,11 @@ def test_overflow_of_the_statistic_is_told_from_overflow_of_the_value():
         True,
     ]
     assert data["rms_in_range"].sel(site=["x", "large", "inf", "small"]).values.tolist() == [
-        True, False, False, False,
-    ]  # fmt: skip
+        True,
+        False,
+        False,
+        False,
+    ]
     np.testing.assert_allclose(
         data["log2_rms"].sel(site=["large", "small"]), np.log2([1e30, 1e-30]), rtol=1e-6
     )

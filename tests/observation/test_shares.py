@@ -96,10 +96,10 @@ def simulated_sums(terms, networks=4000):
     return rms, np.std(squares, ddof=1) / np.sqrt(networks) / (2 * rms)
 
 
-def assert_accumulation_is_simulated(terms, format):  # noqa: A002
+def assert_accumulation_is_simulated(terms, narrow):
     """Within four standard errors and 5 %: the law takes partial sums for spread evenly over a binade."""
     rms, error = simulated_sums(terms)
-    assert abs(accumulation_error(terms, format) - rms) < 4 * error + 0.05 * rms
+    assert abs(accumulation_error(terms, narrow) - rms) < 4 * error + 0.05 * rms
 
 
 @pytest.mark.parametrize("terms", [64, 256, 1024])

@@ -51,7 +51,7 @@ CASES = {
     "mlp": (halves.step("mlp"), lambda: (halves.draw("mlp", 1), halves.inputs("mlp"))),
     "scanned": (step, lambda: (Scanned().init(jax.random.key(1), X), X)),
     "branches": (branches, lambda: (jnp.eye(8), jnp.ones((4, 8)))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -52,8 +52,10 @@ def test_gradients_are_what_they_were_but_for_how_the_compiler_fuses(case):
 
 def test_a_changed_bit_is_seen(monkeypatch):
     true, factor = loops.bind, 1.0000003
-    is_product = lambda e: e.primitive.name == "dot_general"  # noqa: E731
-    planted = lambda e, x: [y * factor if is_product(e) else y for y in true(e, x)]  # noqa: E731
+
+    def planted(e, x):
+        return [y * factor if e.primitive.name == "dot_general" else y for y in true(e, x)]
+
     monkeypatch.setattr(loops, "bind", planted)
     with pytest.raises(AssertionError):
         test_outputs_keep_their_bits("mlp")
@@ -144,7 +146,9 @@ def test_a_while_loop_has_the_largest_and_takes_the_path_of_float32():
 
 
 def test_a_branch_not_taken_is_nan():
-    f = lambda x: jax.lax.cond(x[0] > 0, lambda x: x * 3.1, lambda x: x - 1.7, x)  # noqa: E731
+    def f(x):
+        return jax.lax.cond(x[0] > 0, lambda x: x * 3.1, lambda x: x - 1.7, x)
+
     out, twin = rehearsed(f, jnp.float32([2.0, 1.1]))
     assert np.isnan(row(twin, "sub").absmax)
     assert row(twin, "mul").absmax == out.max()

@@ -170,8 +170,9 @@ def test_what_is_little_for_its_depth_gets_no_advice():
 def test_wrong_settings_get_one_line():
     for settings, words in (
         ({"widht": 3}, "'widht'.*'width'"),
-        ({"gain": [1.0, 2.0]}, "gain="), ({"activation": "hard_tanh"}, "jax.nn.hard_tanh"),
-    ):  # fmt: skip
+        ({"gain": [1.0, 2.0]}, "gain="),
+        ({"activation": "hard_tanh"}, "jax.nn.hard_tanh"),
+    ):
         with pytest.raises(jaxstab.UsageError, match=words):
             jaxstab.explain(**settings)
 

@@ -79,11 +79,11 @@ def test_the_text_of_propagate_holds_the_numbers_of_its_json(capsys):
     for one in told:
         start = next(i for i, line in enumerate(lines) if f"gain={one['settings']['gain']}" in line)
         for row, line in zip(one["layers"], lines[start + 2 :], strict=False):
-            spell = lambda x: "-" if x is None else f"{x:.2f}"  # noqa: E731
             wanted = [str(row["layer"])]
             for name in ("log10_forward_rms", "log10_backward_rms"):
                 wanted += [f"{row[name]:.2f}", f"[{row[name + '_low']:.2f},", f"{row[name + '_high']:.2f}]"]
-                wanted += [spell(row[f"{name}_theory"])]
+                theory = row[f"{name}_theory"]
+                wanted += ["-" if theory is None else f"{theory:.2f}"]
             assert line.split() == wanted
 
 
@@ -109,24 +109,27 @@ def test_the_numbers_of_train_are_those_of_the_raw_outputs(capsys):
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu", "sigmoid"])
 def test_the_gains_are_integrals(capsys, name):
     told = json.loads(run(capsys, "gain", name, "--json"))[name]
-    density = lambda x: math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+
+    def density(x):
+        return math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+    def mean(f):
+        return integrate.quad(lambda x: f(x) * density(x), -12, 12, points=[0.0], epsabs=1e-13)[0]
+
     phi, slope = {
         "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
         "relu": (lambda x: max(x, 0.0), lambda x: float(x > 0)),
         "gelu": (lambda x: x * special.ndtr(x), lambda x: special.ndtr(x) + x * density(x)),
         "sigmoid": (special.expit, lambda x: special.expit(x) * special.expit(-x)),
-    }[name]  # fmt: skip
-    mean = lambda f: integrate.quad(  # noqa: E731
-        lambda x: f(x) * density(x), -12, 12, points=[0.0], epsabs=1e-13
-    )[0]
+    }[name]
     assert told["forward"] == pytest.approx(mean(lambda x: phi(x) ** 2) ** -0.5, rel=1e-8)
     assert told["backward"] == pytest.approx(mean(lambda x: slope(x) ** 2) ** -0.5, rel=1e-8)
     assert told["std"] == pytest.approx((mean(lambda x: phi(x) ** 2) - mean(phi) ** 2) ** -0.5, rel=1e-8)
 
 
 def test_the_counts_of_sweep_are_those_of_the_statuses(capsys):
-    words = ["sweep", "propagation", "--grid", "depth=40", "width=16", "batch=2", "activation=linear", "init=normal",
-             "gain=0.1,1,10", "--seeds", "3", "--keep", "correlation", "--json"]  # fmt: skip
+    axes = ["depth=40", "width=16", "batch=2", "activation=linear", "init=normal", "gain=0.1,1,10"]
+    words = ["sweep", "propagation", "--grid", *axes, "--seeds", "3", "--keep", "correlation", "--json"]
     told = json.loads(run(capsys, *words))
     data = jaxstab.propagate(
         seeds=3, depth=40, width=16, batch=2, activation="linear", init="normal", gain=[0.1, 1.0, 10.0]

@@ -84,8 +84,7 @@ def test_a_measure_is_averaged_as_the_loss_is():
 
 
 def test_a_penalty_moves_the_parameters_and_is_no_part_of_the_loss():
-    decay = lambda p: 0.5 * 0.3 * jnp.sum(p["w"] ** 2)  # noqa: E731
-    in_loss = run(optax.sgd(0.1), make_task(penalty=decay))
+    in_loss = run(optax.sgd(0.1), make_task(penalty=lambda p: 0.5 * 0.3 * jnp.sum(p["w"] ** 2)))
     in_update = run(optax.chain(optax.add_decayed_weights(0.3, fitting.matrices), optax.sgd(0.1)))
     np.testing.assert_allclose(in_loss.params["w"], in_update.params["w"], rtol=1e-5)
     np.testing.assert_allclose(in_loss.seen["train_loss"], in_update.seen["train_loss"], rtol=1e-5)

@@ -51,8 +51,12 @@ def test_a_users_family_says_what_it_is_told_and_its_names_else():
 
 @pytest.mark.parametrize("family", [jaxstab.propagation, jaxstab.training], ids=lambda f: f.name)
 def test_the_table_names_exactly_what_is_measured(family):
-    seeds, small = 1, {"depth": 2, "width": 4, "batch": 2} if family is jaxstab.propagation else {
-        "epochs": 1, "hidden": (4,), "batch_size": 512}  # fmt: skip
+    seeds, small = (
+        1,
+        {"depth": 2, "width": 4, "batch": 2}
+        if family is jaxstab.propagation
+        else {"epochs": 1, "hidden": (4,), "batch_size": 512},
+    )
     import jax
 
     outputs = jax.eval_shape(lambda key: family(key, **small), jax.random.key(seeds))

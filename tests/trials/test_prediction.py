@@ -52,10 +52,8 @@ def assert_prediction_holds(measured, predicted, name):
 
 @pytest.mark.parametrize(("kind", "activation", "batch"), CASES)
 def test_every_variable_by_layer_is_what_is_measured(kind, activation, batch):
-    settings = {
-        "kind": kind, "activation": activation, "batch": batch, "gain": GAINS[activation], "sigma_b": SIGMA_B,
-        "branch_scale": 0.3, "depth": DEPTH, "width": WIDTH, "init": "lecun_normal",
-    }  # fmt: skip
+    settings = {"kind": kind, "activation": activation, "gain": GAINS[activation], "sigma_b": SIGMA_B}
+    settings |= {"branch_scale": 0.3, "depth": DEPTH, "width": WIDTH, "batch": batch, "init": "lecun_normal"}
     names = [name for name in (*SQUARES, *MEANS, *LOGARITHMS) if batch > 1 or name != "correlation"]
     measured = jaxstab.propagate(seeds=SEEDS, keep=names, **settings)
     predicted = jaxstab.predict(**settings)

@@ -20,8 +20,12 @@ def test_moments_are_right_at_every_scale(exponent):
     x = jnp.ldexp(jnp.asarray(X), exponent)
     seen = jax.jit(signals.describe)(x)
     scale = 2.0**exponent
-    wanted = {"mean": X.mean(dtype=np.float64), "std": X.std(dtype=np.float64, ddof=1),
-              "rms": np.sqrt((X.astype(np.float64) ** 2).mean()), "absmax": np.abs(X).max()}  # fmt: skip
+    wanted = {
+        "mean": X.mean(dtype=np.float64),
+        "std": X.std(dtype=np.float64, ddof=1),
+        "rms": np.sqrt((X.astype(np.float64) ** 2).mean()),
+        "absmax": np.abs(X).max(),
+    }
     for name, value in wanted.items():
         np.testing.assert_allclose(float(seen[name]) / scale, value, rtol=2e-6, err_msg=name)
     np.testing.assert_allclose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 import jaxstab
-from jaxstab.data import images
+from jaxstab.data import datasets, images
 from jaxstab.trials import fitting, training
 from jaxstab.trials.fitting import fit, make_batches
 from jaxstab.trials.training import HParams, Spec
@@ -21,9 +22,11 @@ KEY = jax.random.key(5)
 N, PIXELS, CLASSES = 24, 6, 10
 RNG = np.random.default_rng(0)
 DATA = images.ImageData(
-    RNG.random((N, PIXELS), np.float32), np.arange(N, dtype=np.int32) % CLASSES,
-    RNG.random((11, PIXELS), np.float32), np.arange(11, dtype=np.int32) % CLASSES,
-)  # fmt: skip
+    RNG.random((N, PIXELS), np.float32),
+    np.arange(N, dtype=np.int32) % CLASSES,
+    RNG.random((11, PIXELS), np.float32),
+    np.arange(11, dtype=np.int32) % CLASSES,
+)
 SOFTMAX = Spec(hidden=(), init="lecun_normal", epochs=2, batch_size=8)
 DEEP = Spec(hidden=(7, 5), epochs=3, batch_size=9, init="torch_default")
 
@@ -157,7 +160,10 @@ def test_dropout_of_rate_0_has_the_bits_of_none():
 
 def test_clipping_that_is_off_lets_a_gradient_pass_whose_norm_overflows():
     gradient = {"w": jnp.full((2, 2), 1e30)}
-    change = lambda norm: training._clip(jnp.float32(norm)).update(gradient, optax.EmptyState())[0]["w"]  # noqa: E731
+
+    def change(norm):
+        return training._clip(jnp.float32(norm)).update(gradient, optax.EmptyState())[0]["w"]
+
     np.testing.assert_array_equal(change(math.inf), gradient["w"])
     assert jnp.isfinite(change(1.0)).all()
 
@@ -256,8 +262,9 @@ def test_status_does_not_depend_on_what_is_kept(rates):
     kept = jaxstab.sweep(
         training.training,
         jaxstab.grid(learning_rate=[0.0, 0.1, 1e3, 1e30], hidden={"16": (16,)}, epochs=3),
-        seeds=2, keep=["start_loss"],
-    )  # fmt: skip
+        seeds=2,
+        keep=["start_loss"],
+    )
     np.testing.assert_array_equal(kept.status, rates.status)
 
 
@@ -265,16 +272,31 @@ def test_numbers_are_lanes_of_one_program(monkeypatch):
     traced = []
     make_task = training.make_task
     monkeypatch.setattr(training, "make_task", lambda *args: traced.append(1) or make_task(*args))
+    family = dataclasses.replace(training.training)  # whose programs no other test has compiled
     small = {"hidden": {"4": (4,)}, "epochs": 1, "batch_size": 512}
-    jaxstab.sweep(training.training, jaxstab.grid(gain=1.0, **small), seeds=1)
+    jaxstab.sweep(family, jaxstab.grid(gain=1.0, **small), seeds=1)
     once = len(traced)
     axes = {"gain": [0.5, 2.0], "l1": [0.0, 0.1], "momentum": [0.0, 0.9], "clip_norm": [1.0, math.inf]}
     many = jaxstab.sweep(
-        training.training, jaxstab.grid(**axes, dropout={"0": (0.0,), "0.5": (0.5,)}, batch_size=500,
-                                        hidden={"4": (4,)}, epochs=1), seeds=1)  # fmt: skip
+        family,
+        jaxstab.grid(
+            **axes, dropout={"0": (0.0,), "0.5": (0.5,)}, batch_size=500, hidden={"4": (4,)}, epochs=1
+        ),
+        seeds=1,
+    )
     assert len(traced) == 2 * once
     assert many.attrs["programs"] == 1
     assert len(np.unique(many.train_loss)) > 8
+
+
+def test_a_family_from_a_folder_reads_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load", lambda *where: asked.append(where) or DATA)
+    there = training.from_folder(training.training, "there")
+    for family in (there, training.training):
+        assert family.shared(training.Spec(dataset="fashion_mnist")) is DATA
+    assert asked == [("fashion_mnist", "there"), ("fashion_mnist", None)]
+    assert there.outputs == training.training.outputs
 
 
 @pytest.mark.parametrize(
