@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from jaxstab.theory.activations import homogeneous_slopes, resolve
-from jaxstab.theory.gaussian import sampled, second_moment_slope
-from jaxstab.theory.trajectory import Trajectory
-from jaxstab.typing import Activation
+from jaxstab.theory.moments import second_moment_slope
+from jaxstab.theory.sampling import sampled
+from jaxstab.theory.trajectories import Trajectory
+from jaxstab.typing import Activation, Function
 
 
 def displacements(
@@ -113,7 +112,7 @@ def _moments(activation: Activation, log_q: np.ndarray) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(phi: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+def _table(phi: Function) -> tuple[np.ndarray, np.ndarray]:
     """(ln q, [quantity, point]): ln E[phi^2]; E[phi^4]/E[phi^2]^2; 3 E[phi'^4]/E[phi'^2]^2; d ln E[phi^2]/d ln q and
 
     d ln E[phi'^2]/d ln q.

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from jaxstab.theory.trajectory import trajectory
 from scipy.special import ndtr
 
 import jaxstab
@@ -20,7 +21,6 @@ from jaxstab.theory import breaking, entries, rowgradient
 from jaxstab.theory.activations import ACTIVATIONS
 from jaxstab.theory.breaking import forecast
 from jaxstab.theory.floats import FLOATS, largest_of
-from jaxstab.theory.trajectory import trajectory
 
 ERRORS = 5.0
 NORMAL, KAIMING = 8.0, math.sqrt(2)  # sigma_w at width 64
