@@ -22,7 +22,7 @@ WEIGHTS = ("gaussian", "independent", "orthogonal")
 """Laws of the weights: Gaussian; independent entries of another law (uniform, truncated); Haar-orthogonal."""
 WALKS, ROWS = 1024, 64  # of a larger batch 64 rows are walked, each for several inputs
 _MANY = 8192  # layers times rows from which on fewer walks are made, for their memory
-LEVEL = 0.95
+_LEVEL = 0.95
 NAMES = tuple(
     name
     for direction in ("forward", "backward")
@@ -145,10 +145,13 @@ def _of_plain(
     """`NAMES` of one plain stack."""
     phi, rows = resolve(activation), min(batch, ROWS)
     walks = WALKS if depth * rows <= _MANY else WALKS // 4
-    stack = rowwalk.Stack(
-        width, depth, batch, abs(sigma_w), sigma_b, dtype, entries.ends(phi, dtype), entries.moments(phi, dtype),
-        entries.moments(ACTIVATIONS["linear"], dtype), orthogonal, walks, rows,
-    )  # fmt: skip
+    laws = (
+        entries.ends(phi, dtype),
+        entries.moments(phi, dtype),
+        entries.moments(ACTIVATIONS["linear"], dtype),
+    )
+    numbers = width, depth, batch, abs(sigma_w), sigma_b, dtype
+    stack = rowwalk.Stack(*numbers, *laws, orthogonal, walks, rows)
     signal = rowwalk.walk_signal(stack)
     laws = (signal.bad, signal.lost, *rowgradient.walk_gradient(stack, signal))
     return tuple(value for law in laws for value in _summary(np.mean(law, axis=1)))
@@ -160,6 +163,6 @@ def _summary(probability: np.ndarray) -> tuple[float, float, float, float]:
     if share < _RARE:
         return 0.0, math.nan, math.nan, 0.0
     cumulative = np.cumsum(probability) / np.sum(probability)
-    levels = np.array([0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    levels = np.array([0.5, (1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     median, low, high = (np.searchsorted(cumulative, levels - 1e-12) + 1.0).tolist()
     return median if share >= 0.5 else 0.0, low, high, share

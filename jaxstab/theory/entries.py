@@ -18,8 +18,7 @@ from scipy.special import gammaln
 
 from jaxstab.theory.activations import derivative
 from jaxstab.theory.floats import FLOATS, flushes_subnormals
-
-Function = Callable[..., jax.Array]
+from jaxstab.typing import Function
 
 _BLOCK = 2**14  # the one length that functions are compiled for
 _POINTS, _CUT = 1024, 8.0  # midpoints of [-8, 8]: a kink at 0 lies between two of them
@@ -92,7 +91,7 @@ def pair_mean(first: np.ndarray, second: np.ndarray, correlation: float, at_one:
     return float(products @ correlation ** np.arange(_ORDERS)) + rest * correlation**_ORDERS
 
 
-def evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
+def _evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
     """function(x), computed by JAX in dtype, as float64 of x's shape; also while a program is traced."""
     with np.errstate(over="ignore", invalid="ignore"):
         cast = _flushed(np.ravel(np.asarray(x, np.float64)).astype(jnp.dtype(dtype)), dtype)
@@ -108,23 +107,28 @@ def ends(phi: Function, dtype: str) -> Ends:
     """Where phi leaves the format, by trying."""
     limits = FLOATS[dtype]
     specials = np.array([np.inf, -np.inf, np.nan, 0.0])
-    slopes = evaluate_in(derivative(phi), specials, dtype)
-    value = evaluate_in(phi, specials, dtype)
+    slopes = _evaluate_in(derivative(phi), specials, dtype)
+    value = _evaluate_in(phi, specials, dtype)
     grid = np.concatenate([[0.0], np.geomspace(limits.smallest_subnormal / 4, limits.largest, 600), [np.inf]])
-    bad, zero, nan_there = [], [], []
-    for sign in (1.0, -1.0):
-        along = evaluate_in(phi, sign * grid, dtype)
-        edge = _first_where(phi, sign, dtype, ~np.isfinite(along), grid, lambda y: ~np.isfinite(y))
-        bad.append(edge)
-        zero.append(_first_where(phi, sign, dtype, along != 0, grid, lambda y: y != 0))
-        nan_there.append(bool(np.isfinite(edge) and np.isnan(along[np.argmax(~np.isfinite(along))])))
-    if value[3] != 0:
-        zero = [0.0, 0.0]
+    (bad, zero, is_nan), (bad_left, zero_left, is_nan_left) = (
+        _side(phi, s, dtype, grid) for s in (1.0, -1.0)
+    )
     return Ends(
-        (bad[0], bad[1]), (zero[0], zero[1]), (nan_there[0], nan_there[1]),
-        (float(slopes[0]), float(slopes[1]), float(slopes[2])), float(slopes[3]),
-        min(_product(phi, dtype, 16.0), _product(phi, dtype, -16.0)),
-    )  # fmt: skip
+        bad=(bad, bad_left),
+        zero=(zero, zero_left) if value[3] == 0 else (0.0, 0.0),
+        nan_there=(is_nan, is_nan_left),
+        slopes=(float(slopes[0]), float(slopes[1]), float(slopes[2])),
+        slope_at_zero=float(slopes[3]),
+        product=min(_product(phi, dtype, 16.0), _product(phi, dtype, -16.0)),
+    )
+
+
+def _side(phi: Function, sign: float, dtype: str, grid: np.ndarray) -> tuple[float, float, bool]:
+    """(`bad`, `zero`, `nan_there`) of `Ends` on one side of 0, tried at magnitudes on a grid."""
+    along = _evaluate_in(phi, sign * grid, dtype)
+    bad = _first_where(phi, sign, dtype, ~np.isfinite(along), grid, lambda y: ~np.isfinite(y))
+    zero = _first_where(phi, sign, dtype, along != 0, grid, lambda y: y != 0)
+    return bad, zero, bool(np.isfinite(bad) and np.isnan(along[np.argmax(~np.isfinite(along))]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -134,19 +138,18 @@ def moments(phi: Function, dtype: str) -> Moments:
     least, most = np.log(limits.smallest_subnormal) - 3, np.log(limits.overflow) + 1
     log_q = np.arange(2 * least, 2 * most, _STEP)
     z = np.clip(np.exp(log_q / 2)[:, None] * _Z, -limits.largest, limits.largest)
-    value, slope = (_finite(evaluate_in(f, z, dtype), dtype) for f in (phi, derivative(phi)))
+    value, slope = (_finite(_evaluate_in(f, z, dtype), dtype) for f in (phi, derivative(phi)))
     root, slope_root = (np.sqrt((f / _peak(f)) ** 2 @ _WEIGHT) * _peak(f)[:, 0] for f in (value, slope))
     with np.errstate(divide="ignore"):
         log_gain, log_slope = 2 * np.log(root) - log_q, 2 * np.log(slope_root)
     value, slope = (f / np.where(r > 0, r, 1.0)[:, None] for f, r in ((value, root), (slope, slope_root)))
     square, slope_square = value**2, slope**2
     project = _WEIGHT[:, None] * _HERMITE
-    return Moments(
-        log_q, np.maximum(log_gain, -700.0), np.maximum(log_slope, -700.0),
-        square**2 @ _WEIGHT - 1, slope_square**2 @ _WEIGHT, (square * slope_square) @ _WEIGHT - 1,
-        slope_square @ (_WEIGHT * _Z**2), ((value * slope) @ (_WEIGHT * _Z)) ** 2,
-        value @ project, square @ project, (value * square) @ project, slope @ project, slope_square @ project,
-    )  # fmt: skip
+    logs = np.maximum(log_gain, -700.0), np.maximum(log_slope, -700.0)
+    spreads = square**2 @ _WEIGHT - 1, slope_square**2 @ _WEIGHT, (square * slope_square) @ _WEIGHT - 1
+    along = slope_square @ (_WEIGHT * _Z**2), ((value * slope) @ (_WEIGHT * _Z)) ** 2
+    hermite = (f @ project for f in (value, square, value * square, slope, slope_square))
+    return Moments(log_q, *logs, *spreads, *along, *hermite)
 
 
 def _product(phi: Function, dtype: str, z: float) -> float:
@@ -158,7 +161,7 @@ def _product(phi: Function, dtype: str, z: float) -> float:
 
     largest = FLOATS[dtype].largest
     g = largest * 2.0 ** np.linspace(-12, 0, 1201)
-    bad = ~np.isfinite(evaluate_in(pulled, g, dtype))
+    bad = ~np.isfinite(_evaluate_in(pulled, g, dtype))
     return abs(z) * float(g[np.argmax(bad)]) if np.any(bad[g < largest / 4]) else np.inf
 
 
@@ -179,7 +182,7 @@ def _first_where(
     low, high = grid[at - 1], min(grid[at], 2 * FLOATS[dtype].largest)
     for _ in range(4):  # each to a 64th of what was left
         inner = low + (high - low) * np.arange(65) / 64
-        holds = test(evaluate_in(phi, sign * inner, dtype))
+        holds = test(_evaluate_in(phi, sign * inner, dtype))
         holds[-1] = True
         first = max(int(np.argmax(holds)), 1)
         low, high = inner[first - 1], inner[first]

@@ -28,7 +28,7 @@ _LAYERS = ("linear", "relu")
 
 
 class Interval(NamedTuple):
-    """Of log10 rms over all entries of a layer: central interval, median; arrays [..., depth]."""
+    """Central interval and median of log10 rms over all entries of a layer: arrays [..., depth]."""
 
     low: np.ndarray
     median: np.ndarray
@@ -125,7 +125,7 @@ def log_factor_quantile(
     if name not in _LAYERS:
         raise UsageError(f"the law of {name!r} at finite width is not known. Choices: {', '.join(_LAYERS)}.")
     layers = _positive(layers, "layers")
-    at_unit = _log_factors(name, _positive(width, "width"), layers, layers, (probability,), ())
+    at_unit = _log_factors(name, _positive(width, "width"), layers, 0, layers, (probability,))
     return float(at_unit[0]) + layers * math.log(float(sigma_w))
 
 
@@ -138,7 +138,7 @@ def log10_rms_interval(
     sigma_b: Scalar = 0.0,
     level: float = 0.95,
 ) -> Interval:
-    """Of log10 rms over batch x width entries after layers 1..depth, for inputs of N(0, 1) entries.
+    """Interval of log10 rms over batch x width entries after layers 1..depth, for inputs of N(0, 1) entries.
 
     Exact for one input to a linear or ReLU stack without bias. For several inputs to a linear one from 400 to
     16,000 samples of the Gram matrix's own law with a fixed seed: the ends of a 95 % interval then have a
@@ -158,7 +158,7 @@ def log10_rms_interval_backward(
     sigma_b: Scalar = 0.0,
     level: float = 0.95,
 ) -> Interval:
-    """Of log10 rms of the gradient with respect to the activations of layers 1..depth, cotangent N(0, 1).
+    """Interval of log10 rms of the gradient with respect to the outputs of layers 1..depth, cotangent N(0, 1).
 
     The law at layer l is the signal's after depth - l layers: transposed matrices are Gaussian too. For ReLU
     masks may be taken as independent of the weights (Hanin & Nica 2018), but for one thing: a signal that
@@ -179,7 +179,7 @@ def _interval(
     sigma_b: Scalar,
     level: float,
 ) -> Interval:
-    """Of log10 rms after `counts` layers, dead if one of `mortal` ReLU layers is: arrays [layer]."""
+    """Interval of log10 rms after `counts` layers, dead if one of `mortal` ReLU layers is: arrays [layer]."""
     if not 0 < level < 1:
         raise UsageError(f"level={level}: between 0 and 1 is wanted.")
     name = name_of(resolve(activation))
@@ -187,7 +187,7 @@ def _interval(
     sizes = (_positive(width, "width"), _positive(batch, "batch"))
     if batch == 1 and name in _LAYERS:
         pairs = zip(counts.tolist(), mortal.tolist(), strict=True)
-        rows = np.transpose([_rms_quantiles(name, width, *pair, probabilities) for pair in pairs])
+        rows = np.transpose([_log_factors(name, width, layers, 1, of, probabilities) for layers, of in pairs])
     elif name == "linear" and min(sizes) <= _LARGEST_GRAM:
         rows = np.quantile(_gram_samples(width, int(np.max(mortal)), batch)[:, counts], probabilities, axis=0)
     else:
@@ -199,34 +199,25 @@ def _interval(
 
 
 @functools.lru_cache(maxsize=8192)
-def _rms_quantiles(
-    name: str, width: int, layers: int, mortal: int, probabilities: tuple[float, ...]
-) -> np.ndarray:
-    """Quantiles of ln rms of one N(0, 1) input after some layers at sigma_w = 1: [probability]."""
-    inputs = (_log_chi(width, 1),)
-    return _log_factors(name, width, layers, mortal, probabilities, inputs) - math.log(width) / 2
-
-
 def _log_factors(
-    name: str,
-    width: int,
-    layers: int,
-    mortal: int,
-    probabilities: tuple[float, ...],
-    more: Sequence[_LogChis],
+    name: str, width: int, layers: int, inputs: int, mortal: int, probabilities: tuple[float, ...]
 ) -> np.ndarray:
-    """Quantiles of `layers` layers' sum at sigma_w = 1 with `more`; -inf where one of `mortal` layers dies."""
-    shift = -layers * math.log(width) / 2
+    """Quantiles of ln of the rms after some layers at sigma_w = 1: [probability].
+
+    inputs: 1 for an input of N(0, 1) entries, 0 for a given one of rms 1. -inf where one of `mortal` ReLU layers has
+    no unit active.
+    """
+    shift = -(layers + inputs) * math.log(width) / 2
     if name == "linear":
-        return _quantiles([_log_chi(width, layers), *more], probabilities) + shift
+        return _quantiles([_log_chi(width, layers + inputs)], probabilities) + shift
     alive = math.exp(mortal * math.log1p(-(0.5**width)))
     given_alive = (np.asarray(probabilities) - (1 - alive)) / alive
     active = np.arange(1, width + 1)
     weights = binom.pmf(active, width, 0.5)
     likely = weights > 1e-18
     term = _LogChis(active[likely].astype(np.float64), weights[likely] / np.sum(weights[likely]), layers)
-    found = np.full(given_alive.shape, -math.inf)
-    found[given_alive > 0] = _quantiles([term, *more], given_alive[given_alive > 0]) + shift
+    found, above = np.full(given_alive.shape, -math.inf), given_alive > 0
+    found[above] = _quantiles([term, _log_chi(width, inputs)], given_alive[above]) + shift
     return found
 
 

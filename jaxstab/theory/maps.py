@@ -1,8 +1,8 @@
 """What one infinitely wide random layer does to a variance, to a correlation and to a gradient.
 
 Weights have standard deviation sigma_w / sqrt(fan_in), biases sigma_b. q is the variance of a preactivation, c the
-correlation of two inputs' preactivations, z ~ N(0, 1), phi the activation. The maps themselves take and give natural
-logarithms, for any q that float64's exponent would not hold; what is public takes numbers, or arrays that broadcast.
+correlation of two inputs' preactivations, z ~ N(0, 1), phi the activation. Whatever is scale-like goes in and comes
+out as a natural logarithm, of any size; only the public functions take numbers, or arrays that broadcast.
 
 Poole et al. 2016 (arXiv:1606.05340), section 2; Schoenholz et al. 2017 (arXiv:1611.01232), sections 2 and 3.
 """

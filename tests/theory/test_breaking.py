@@ -12,12 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from jaxstab.theory.trajectory import trajectory
 from scipy.special import ndtr
 
 import jaxstab
 from jaxstab.errors import UsageError
-from jaxstab.theory import breaking, entries, rowgradient
+from jaxstab.theory import breaking, entries, rowgradient, trajectory
 from jaxstab.theory.activations import ACTIVATIONS
 from jaxstab.theory.breaking import forecast
 from jaxstab.theory.floats import FLOATS, largest_of
