@@ -133,26 +133,28 @@ def homogeneous_slopes(phi: Function) -> tuple[float, float] | None:
         return None
     right, left = evaluate(phi, np.array([1.0, -1.0])) * [1, -1]
     slopes = evaluate(derivative(phi), np.stack([_RADIUS, -_RADIUS], axis=1))
-    is_slope = np.allclose(
-        slopes, [right, left], rtol=1e-6, atol=1e-6
-    )  # a straight-through estimator's is another
-    return (float(right), float(left)) if is_slope else None
+    if not np.allclose(slopes, [right, left], rtol=1e-6, atol=1e-6):  # as a straight-through estimator's
+        return None
+    return float(right), float(left)
 
 
 def evaluate(function: Function, x: np.ndarray) -> np.ndarray:
-    """function(x) as a float64 array of x's shape, whatever jax's precision, also while a program is traced.
-
-    In blocks of one length, so that a function is compiled once.
-    """
-    flat = np.ravel(x).astype(np.float64)
-    if not flat.size:
-        return np.zeros(np.shape(x))
-    blocks = np.pad(flat, (0, -flat.size % _BLOCK), mode="edge").reshape(-1, _BLOCK)
+    """function(x), of x's shape, in float64 whatever jax's precision, also while a program is traced."""
     with _float64():
+        return evaluate_in_dtype(function, np.asarray(x, np.float64))
+
+
+def evaluate_in_dtype(function: Function, x: np.ndarray) -> np.ndarray:
+    """function(x), of x's shape, computed in x's dtype, as float64; also while a program is traced.
+
+    In blocks of one length, so that a function is compiled once for a dtype.
+    """
+    blocks = np.resize(np.ravel(x), (-(-x.size // _BLOCK), _BLOCK))
+    with jax.ensure_compile_time_eval():
         run = _compiled(function)
         values = [run(block) for block in blocks]
-        parts = [np.asarray(value, np.float64) for value in values]  # asked for once all are under way
-    return np.concatenate(parts)[: flat.size].reshape(np.shape(x))
+        parts = [np.zeros(0), *(np.asarray(value) for value in values)]  # asked for once all are under way
+    return np.concatenate(parts)[: x.size].reshape(x.shape)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermevander
 from scipy.special import gammaln
 
-from jaxstab.theory.activations import derivative
+from jaxstab.theory.activations import derivative, evaluate_in_dtype
 from jaxstab.theory.floats import FLOATS, flushes_subnormals
 from jaxstab.typing import Function
 
-_BLOCK = 2**14  # the one length that functions are compiled for
 _POINTS, _CUT = 1024, 8.0  # midpoints of [-8, 8]: a kink at 0 lies between two of them
 _Z = (np.arange(_POINTS) + 0.5) * (2 * _CUT / _POINTS) - _CUT
 _WEIGHT = np.exp(-0.5 * _Z**2) / np.sum(np.exp(-0.5 * _Z**2))
@@ -94,12 +93,8 @@ def pair_mean(first: np.ndarray, second: np.ndarray, correlation: float, at_one:
 def _evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
     """function(x), computed by JAX in dtype, as float64 of x's shape; also while a program is traced."""
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = _flushed(np.ravel(np.asarray(x, np.float64)).astype(jnp.dtype(dtype)), dtype)
-    blocks = np.resize(cast, (-(-cast.size // _BLOCK), _BLOCK))
-    with jax.ensure_compile_time_eval():
-        run = _compiled(function)
-        parts = [np.asarray(run(block).astype(jnp.float32), np.float64) for block in blocks]
-    return _flushed(np.concatenate(parts)[: cast.size].reshape(np.shape(x)), dtype)
+        cast = _flushed(np.asarray(x, np.float64).astype(jnp.dtype(dtype)), dtype)
+    return _flushed(evaluate_in_dtype(function, cast), dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -205,8 +200,3 @@ def _finite(values: np.ndarray, dtype: str) -> np.ndarray:
 def _peak(values: np.ndarray) -> np.ndarray:
     peak = np.max(np.abs(values), axis=1, keepdims=True)
     return np.where(peak > 0, peak, 1.0)
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(function: Function) -> Function:
-    return jax.jit(function)

@@ -11,18 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxstab.theory import maps
 from jaxstab.theory.activations import derivative, is_homogeneous, resolve
-from jaxstab.theory.maps import (
-    LOG_MAX,
-    LOG_MIN,
-    activation_cosine,
-    broadcast,
-    log_moments,
-    log_of,
-    log_variance,
-    number_or_array,
-    weights_share,
-)
 from jaxstab.theory.moments import expect_pair, second_moment_slope
 from jaxstab.theory.roots import root_between
 from jaxstab.theory.sampling import Q_MIN
@@ -66,14 +56,14 @@ def fixed_point(
     (1.17848, 1.209831)
     """
     phi = resolve(activation)
-    w, b, q0 = broadcast(sigma_w, sigma_b, q0)
+    w, b, q0 = maps.broadcast(sigma_w, sigma_b, q0)
     start = w**2 * q0 + b**2
     limit = _homogeneous_limit if is_homogeneous(activation) else _limit
     q = limit(phi, *(np.ravel(x) for x in (w, b, start))).reshape(w.shape)
     slope = w**2 * second_moment_slope(phi, q)
-    chi_star = w**2 * np.exp(log_moments(phi, log_of(q)).slope_square)
+    chi_star = w**2 * np.exp(maps.log_moments(phi, maps.log_of(q)).slope_square)
     stable = np.isfinite(q) & (np.abs(slope) <= 1 + MARGIN)
-    found = number_or_array(q), number_or_array(chi_star), number_or_array(slope)
+    found = maps.number_or_array(q), maps.number_or_array(chi_star), maps.number_or_array(slope)
     return FixedPoint(*found, stable if w.shape else bool(stable))
 
 
@@ -88,7 +78,7 @@ def correlation_fixed_point(
     >>> jaxstab.theory.correlation_fixed_point("tanh", np.array([0.9, 1.5]), sigma_b=0.3).round(6)  # order, chaos
     array([1.      , 0.766753])
     """
-    return number_or_array(_correlation(activation, sigma_w, sigma_b, q0)[0])
+    return maps.number_or_array(_correlation(activation, sigma_w, sigma_b, q0)[0])
 
 
 def phase(
@@ -142,24 +132,24 @@ def depth_scale_correlation(
 
 def _depth_scale(factor: float | np.ndarray) -> float | np.ndarray:
     with np.errstate(divide="ignore"):
-        return number_or_array(1 / np.abs(log_of(np.asarray(factor))))
+        return maps.number_or_array(1 / np.abs(maps.log_of(np.asarray(factor))))
 
 
 def _correlation(
     activation: Activation, sigma_w: Scalar, sigma_b: Scalar, q0: Scalar
 ) -> tuple[np.ndarray, np.ndarray]:
     """(c*, slope of the correlation map at c*), of the hyperparameters' common shape."""
-    phi, arrays = resolve(activation), broadcast(sigma_w, sigma_b, q0)
+    phi, arrays = resolve(activation), maps.broadcast(sigma_w, sigma_b, q0)
     w, b, q0 = (np.ravel(x) for x in arrays)
-    log_q = np.clip(log_of(np.asarray(fixed_point(activation, w, b, q0).q)), LOG_MIN, LOG_MAX)
-    square, _, slope_square = log_moments(phi, log_q)
-    share = weights_share(square, w, b)
+    log_q = np.clip(maps.log_of(np.asarray(fixed_point(activation, w, b, q0).q)), maps.LOG_MIN, maps.LOG_MAX)
+    square, _, slope_square = maps.log_moments(phi, log_q)
+    share = maps.weights_share(square, w, b)
     growth = share * np.exp(log_q - square)  # sigma_w^2 q / Q(q): sigma_w^2, or the limit where q is 0 or inf
     slope, c = growth * np.exp(slope_square), np.ones_like(growth)
 
     def excess(c: np.ndarray, log_q: np.ndarray, share: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """(C(c) - c) / (1 - c): without the root at 1, where it is 1 - slope."""
-        mapped = share * activation_cosine(phi, c, log_q) + (1 - share)
+        mapped = share * maps.activation_cosine(phi, c, log_q) + (1 - share)
         return np.divide(mapped - c, 1 - c, out=1 - slope, where=c < 1)
 
     below = slope > 1 + MARGIN
@@ -171,7 +161,7 @@ def _correlation(
 
 def _homogeneous_limit(phi: Function, w: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The limit of q <- growth q + b^2: b^2 / (1 - growth), or inf. All arrays [point]."""
-    growth = w**2 * np.exp(log_moments(phi, np.zeros(1)).square)
+    growth = w**2 * np.exp(maps.log_moments(phi, np.zeros(1)).square)
     neutral = np.abs(growth - 1) <= MARGIN
     with np.errstate(divide="ignore", invalid="ignore"):
         limit = np.where((growth < 1) & ~neutral, b**2 / np.abs(1 - growth), np.inf)
@@ -182,7 +172,7 @@ def _homogeneous_limit(phi: Function, w: np.ndarray, b: np.ndarray, start: np.nd
 def _limit(phi: Function, w: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The first fixed point from `start` in the direction of the first step. All arrays [point]."""
     grid, squares = _square_table(phi)
-    first = _log_excess(phi, log_of(start), w, b)
+    first = _log_excess(phi, maps.log_of(start), w, b)
     rises, stop = first > 0, np.empty_like(w)
     for i in range(0, w.size, _ROWS):
         rows = slice(i, i + _ROWS)
@@ -192,7 +182,7 @@ def _limit(phi: Function, w: np.ndarray, b: np.ndarray, start: np.ndarray) -> np
         nearest = np.where(up[:, 0], stops.argmax(axis=1), grid.size - 1 - stops[:, ::-1].argmax(axis=1))
         stop[rows] = np.where(stops.any(axis=1), grid[nearest], np.where(up[:, 0], np.inf, 0.0))
     q, between = stop.copy(), np.isfinite(stop) & (stop > 0)
-    begin, end = log_of(np.maximum(start[between], Q_MIN)), log_of(stop[between])
+    begin, end = maps.log_of(np.maximum(start[between], Q_MIN)), maps.log_of(stop[between])
     ends, arguments = (np.minimum(begin, end), np.maximum(begin, end)), (w[between], b[between])
     q[between] = np.exp(root_between(functools.partial(_log_excess, phi), *ends, arguments))
     q[(b == 0) & (q < _COLLAPSED)] = 0.0
@@ -202,11 +192,11 @@ def _limit(phi: Function, w: np.ndarray, b: np.ndarray, start: np.ndarray) -> np
 def _log_excess(phi: Function, log_q: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """ln Q(q) - ln q."""
     with np.errstate(invalid="ignore"):
-        return log_variance(log_moments(phi, log_q).square, w, b) - log_q
+        return maps.log_variance(maps.log_moments(phi, log_q).square, w, b) - log_q
 
 
 @functools.lru_cache(maxsize=256)
 def _square_table(phi: Function) -> tuple[np.ndarray, np.ndarray]:
     """(q, E[phi(sqrt(q) z)^2]) on a grid that is fine enough to tell fixed points apart."""
-    log_q = np.linspace(LOG_MIN, LOG_MAX, 1024)
-    return np.exp(log_q), np.exp(log_moments(phi, log_q).square)
+    log_q = np.linspace(maps.LOG_MIN, maps.LOG_MAX, 1024)
+    return np.exp(log_q), np.exp(maps.log_moments(phi, log_q).square)

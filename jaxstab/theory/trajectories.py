@@ -16,17 +16,8 @@ from scipy.optimize.elementwise import find_minimum
 from scipy.special import ndtr
 
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.theory import maps
 from jaxstab.theory.activations import derivative, evaluate, homogeneous_slopes, resolve
-from jaxstab.theory.maps import (
-    LOG_MAX,
-    LOG_MIN,
-    activation_cosine,
-    broadcast,
-    log_moments,
-    log_of,
-    log_variance,
-    weights_share,
-)
 from jaxstab.theory.roots import root_between
 from jaxstab.theory.sampling import sampled
 from jaxstab.typing import Activation, Function, Scalar
@@ -125,9 +116,9 @@ def trajectory(
     require_choice(kind, KINDS, "kind of stack")
     if depth < 1:
         raise UsageError(f"depth={depth}: at least 1 is wanted.")
-    w, b, scale, q0, cosine = broadcast(sigma_w, sigma_b, branch_scale, q0, 0.0 if c0 is None else c0)
+    w, b, scale, q0, cosine = maps.broadcast(sigma_w, sigma_b, branch_scale, q0, 0.0 if c0 is None else c0)
     layer = _Layer(resolve(activation), kind, np.ravel(w), np.ravel(b), np.ravel(scale), c0 is not None)
-    signal = _Signal(np.ravel(log_of(q0)), np.zeros(w.size), np.ravel(cosine))
+    signal = _Signal(np.ravel(maps.log_of(q0)), np.zeros(w.size), np.ravel(cosine))
     with np.errstate(invalid="ignore", over="ignore"):  # -inf - -inf, of a signal that is zero
         *columns, log_step, log_local = _layers(layer, signal, depth)
     after = np.concatenate([log_step[:, 1:], np.zeros_like(log_step[:, :1])], axis=1)
@@ -177,17 +168,17 @@ class _Layer(NamedTuple):
 
     def step(self, signal: _Signal) -> tuple[_Signal, np.ndarray]:
         """The next signal, and what `Trajectory` has of it; last ln E[(dL/dW)^2] for a gradient of 1."""
-        log_linear = log_variance(signal.log_square, self.sigma_w, self.sigma_b)
+        log_linear = maps.log_variance(signal.log_square, self.sigma_w, self.sigma_b)
         is_normalized, is_residual = self.kind == "normalized", self.kind == "residual"
         log_q = np.zeros_like(log_linear) if is_normalized else log_linear
-        log_square, mean, slope = log_moments(self.phi, log_q)
+        log_square, mean, slope = maps.log_moments(self.phi, log_q)
         after = _Signal(log_square, mean, self._cosine(signal, log_q))
         zeros, saturated = _shares(self.phi, log_q)
         slope = slope - log_linear if is_normalized else slope
-        log_step = 2 * log_of(self.sigma_w) + slope
+        log_step = 2 * maps.log_of(self.sigma_w) + slope
         if is_residual:
-            slope = slope + 2 * log_of(self.branch_scale)
-            log_step = np.logaddexp(0.0, 2 * log_of(self.sigma_w) + slope)
+            slope = slope + 2 * maps.log_of(self.branch_scale)
+            log_step = np.logaddexp(0.0, 2 * maps.log_of(self.sigma_w) + slope)
             after, zeros = self._add(signal, after), np.zeros_like(log_q)
         return after, np.stack([log_q, *after, zeros, saturated, log_step, slope + signal.log_square])
 
@@ -195,8 +186,10 @@ class _Layer(NamedTuple):
         """Cosine between two inputs' phi(z), NaN where none was asked for."""
         if not self.correlates:
             return np.full_like(log_q, np.nan)
-        share = weights_share(signal.log_square, self.sigma_w, self.sigma_b)
-        return activation_cosine(self.phi, np.clip(share * signal.cosine + (1 - share), -1.0, 1.0), log_q)
+        share = maps.weights_share(signal.log_square, self.sigma_w, self.sigma_b)
+        return maps.activation_cosine(
+            self.phi, np.clip(share * signal.cosine + (1 - share), -1.0, 1.0), log_q
+        )
 
     def _add(self, signal: _Signal, branch: _Signal) -> _Signal:
         """The signal of h + s phi, in units of sqrt(E[h^2])."""
@@ -217,7 +210,7 @@ def _shares(phi: Function, log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         zero = np.mean([slope == 0 for slope in slopes])
         flat = np.mean([abs(slope) < SATURATED * max(map(abs, slopes)) for slope in slopes])
         return np.where(np.isnan(log_q), np.nan, zero), np.where(np.isnan(log_q), np.nan, flat)
-    sigma = np.exp(np.clip(log_q, LOG_MIN, LOG_MAX) / 2)
+    sigma = np.exp(np.clip(log_q, maps.LOG_MIN, maps.LOG_MAX) / 2)
     thresholds = ((phi, TINY), (derivative(phi), SATURATED * max_slope(phi)))
     zeros, saturated = (_share(sigma, *_crossings(f, phi, threshold)) for f, threshold in thresholds)
     resolved = sampled(phi).resolves(sigma)
