@@ -55,7 +55,7 @@ _HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 
 
 def resolve(activation: Activation) -> Function:
-    """The function of a name; a callable as it is, once it is seen to be elementwise.
+    """Find the function of a name; a callable is returned as it is, once it is seen to be elementwise.
 
     Raises UsageError for an unknown name (with the choices) and for a callable that is not hashable, cannot
     be applied to a float32 vector, changes its shape, returns no floats, or mixes entries (as softmax does).
@@ -175,6 +175,7 @@ def _compiled(function: Function) -> Function:
 
 @functools.lru_cache(maxsize=256)
 def _checked(activation: Function) -> Function:
+    """The function, once it is seen to be elementwise; UsageError otherwise."""
     name = name_of(activation)
     try:
         out = jax.eval_shape(activation, jax.ShapeDtypeStruct((3,), jnp.float32))

@@ -98,7 +98,7 @@ def _may_break(
     forward: np.ndarray,
     backward: np.ndarray,
 ) -> np.ndarray:
-    """Whether anything can, [point]: rms beyond the format's ends by a margin that no network crosses."""
+    """Whether anything can break, [point]: rms beyond the format's ends by a margin that no network crosses."""
     limits = FLOATS[dtype]
     margin = _DECADES + _DEVIATIONS * math.sqrt(5 * depth / width) / (2 * math.log(10))
     above = math.log10(limits.overflow / largest_of(batch * width)) - margin
@@ -142,7 +142,7 @@ def _of_plain(
     dtype: str,
     orthogonal: bool,
 ) -> tuple[float, ...]:
-    """`NAMES` of one plain stack."""
+    """The forecast for one plain stack, in the order of `NAMES`."""
     phi, rows = resolve(activation), min(batch, ROWS)
     walks = WALKS if depth * rows <= _MANY else WALKS // 4
     laws = (

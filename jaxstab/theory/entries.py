@@ -76,7 +76,7 @@ class Moments(NamedTuple):
         return np.interp(log_q, self.log_q, values)
 
     def line(self, log_q: float) -> int:
-        """The nearest line."""
+        """The table's nearest line to ln q."""
         return int(np.argmin(np.abs(self.log_q - log_q)))
 
 
@@ -99,7 +99,7 @@ def _evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def ends(phi: Function, dtype: str) -> Ends:
-    """Where phi leaves the format, by trying."""
+    """Find where phi leaves the format, by trying."""
     limits = FLOATS[dtype]
     specials = np.array([np.inf, -np.inf, np.nan, 0.0])
     slopes = _evaluate_in(derivative(phi), specials, dtype)
@@ -128,7 +128,7 @@ def _side(phi: Function, sign: float, dtype: str, grid: np.ndarray) -> tuple[flo
 
 @functools.lru_cache(maxsize=64)
 def moments(phi: Function, dtype: str) -> Moments:
-    """All of `Moments`, from below the least to beyond the largest number of the format."""
+    """Tabulate the moments, from below the least to beyond the largest number of the format."""
     limits = FLOATS[dtype]
     least, most = np.log(limits.smallest_subnormal) - 3, np.log(limits.overflow) + 1
     log_q = np.arange(2 * least, 2 * most, _STEP)
@@ -192,7 +192,7 @@ def _flushed(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _finite(values: np.ndarray, dtype: str) -> np.ndarray:
-    """With the largest number in place of what is none: who asks for moments has not broken yet."""
+    """Values with the largest number in place of what is none: who asks for moments has not broken yet."""
     largest = FLOATS[dtype].largest
     return np.nan_to_num(values, nan=largest, posinf=largest, neginf=-largest)
 

@@ -88,13 +88,12 @@ def critical_initialization(activation: Activation, sigma_b: Scalar = 0.0) -> tu
 
 def _pytorch_gain(activation: Activation) -> float:
     name = name_of(activation)
-    if name not in PYTORCH_GAINS or resolve(activation) is not ACTIVATIONS[name]:
+    if name not in PYTORCH_GAINS:
         names = ", ".join(PYTORCH_GAINS)
-        if name in PYTORCH_GAINS:
-            raise UsageError(
-                f"the activation given is not PyTorch's {name!r}, whose gain is kind='pytorch' of the name."
-            )
         raise UsageError(f"PyTorch has no gain for {name!r}. It has one for: {names} (of slope 0.01).")
+    if resolve(activation) is not ACTIVATIONS[name]:
+        why = f"is not PyTorch's {name!r}, whose gain is kind='pytorch' of the name."
+        raise UsageError(f"the activation given {why}")
     return PYTORCH_GAINS[name]
 
 

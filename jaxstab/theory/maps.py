@@ -79,7 +79,7 @@ def chi(activation: Activation, q: Scalar, sigma_w: Scalar) -> float | np.ndarra
 
 
 class LogMoments(NamedTuple):
-    """Of phi(sqrt(q) z), of ln q's shape: ln E[phi^2]; E[phi] / sqrt(E[phi^2]); ln E[phi'^2]."""
+    """Moments of phi(sqrt(q) z), of ln q's shape: ln E[phi^2]; E[phi] / sqrt(E[phi^2]); ln E[phi'^2]."""
 
     square: np.ndarray
     relative_mean: np.ndarray
@@ -87,7 +87,7 @@ class LogMoments(NamedTuple):
 
 
 def log_moments(phi: Function, log_q: np.ndarray) -> LogMoments:
-    """`LogMoments` at any ln q, infinite ones included, for which they are limits; NaN where phi is not resolved."""
+    """Logarithms of moments at any ln q, limits at infinite ones; NaN where phi is not resolved."""
     log_q, inverse = np.unique(log_q, return_inverse=True)
     inside = np.clip(log_q, LOG_MIN, LOG_MAX)
     logs, relative_mean = _log_moments_within(phi, inside)

@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 
 
 def moments(phi: Function, q: float | np.ndarray) -> Moments:
-    """All of `Moments`, in closed form for a homogeneous phi, else with an error about 1e-12 of the largest |phi|."""
+    """The moments at any q: in closed form for a homogeneous phi, else with an error about 1e-12 of max |phi|."""
     slopes = homogeneous_slopes(phi)
     if slopes is None:
         nodes = sampled(phi)
@@ -82,7 +82,7 @@ def _absolute_pair(c: np.ndarray) -> np.ndarray:
 
 
 def _hermite_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """`expect_pair` of flat arrays [pair] by Hermite series; NaN where none is known to be near enough.
+    """E[f(u) f(v)] by Hermite series, of flat arrays [pair]; NaN where none is known to be near enough.
 
     A kink at 0, of f itself or of what f is from afar, is taken out as alpha |x|.
     """
@@ -101,17 +101,11 @@ def _hermite_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndarr
 
 @functools.lru_cache(maxsize=256)
 def _kinks_at_zero(function: Function) -> tuple[float, ...]:
-    """0, and half of how much the slope of f grows across 0, and from -infinity to infinity, where it does."""
-    (near_right, near_left), (right, left) = sampled(function).slope[:, 0], _slopes_afar(function)
-    alphas = np.array([0.0, (near_right - near_left) / 2, (right - left) / 2])
-    return tuple(
-        dict.fromkeys(alphas[np.isfinite(alphas) & ((np.abs(alphas) > 1e-6) | (alphas == 0))].tolist())
-    )
-
-
-def _slopes_afar(function: Function) -> tuple[float, float]:
-    right, left = evaluate(function, np.array([1e12, -1e12])) / 1e12
-    return float(right), -float(left)
+    """0 for none, and half of how much the slope of f grows across 0 and from -infinity to infinity, where it does."""
+    near, far = sampled(function).slope[:, 0], evaluate(function, np.array([1e12, -1e12])) / [1e12, -1e12]
+    alphas = np.array([near, far]) @ [0.5, -0.5]
+    alphas = alphas[np.isfinite(alphas) & (np.abs(alphas) > 1e-6)]
+    return tuple(dict.fromkeys([0.0, *alphas.tolist()]))
 
 
 def _hermite_series(
@@ -132,7 +126,7 @@ def _hermite_series(
     terms = 2 * int(np.clip(np.ceil(enough / 2), 1, _TERMS // 2)) if enough >= 0 else _TERMS
     parts = (rest[0] + rest[1], rest[0] - rest[1])
     coefficient = np.stack(
-        [_small(p, h[:, : terms // 2]) for p, h in zip(parts, hermite, strict=True)], axis=-1
+        [_product_of_few_rows(p, h[:, : terms // 2]) for p, h in zip(parts, hermite, strict=True)], axis=-1
     )
     powers = coefficient.reshape(len(c), terms) ** 2
     mean = np.sum(powers * c[:, None] ** np.arange(terms), axis=1)
@@ -144,7 +138,7 @@ def _hermite_series(
     return np.where(seen & (left <= _PAIR_ERROR * square), mean, np.nan)
 
 
-def _small(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _product_of_few_rows(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
     """rows @ table, four rows at a time: so small a product is not worth the threads that BLAS would wait for."""
     blocks = np.pad(rows, ((0, -len(rows) % 4), (0, 0))).reshape(-1, 4, rows.shape[1])
     return (blocks @ np.ascontiguousarray(table)).reshape(-1, table.shape[1])[: len(rows)]
@@ -175,7 +169,7 @@ def _hermite_grid() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarra
 
 
 def _iterated_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """`expect_pair` of flat arrays [pair] by an iterated integral: u = sqrt(q) z; v given u is N(c u, q (1 - c^2)).
+    """E[f(u) f(v)] as an integral over u = sqrt(q) z of one over v, which given u is N(c u, q (1 - c^2)): [pair].
 
     Panels of both end at f's edges, and those of u close in on f's kinks, which the inner integral smooths over
     sqrt(q (1 - c^2)).
@@ -187,12 +181,14 @@ def _iterated_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndar
     most = int(np.max(counts[order], initial=0)) + 20
     mean = np.full(c.shape, np.nan)
     for block in split(order, max(1, 2**23 // (4 * most**2 * _PAIR_NODES.size**2))):
-        mean[block] = _expect_pairs(function, nodes, c[block], sigma[block])
+        mean[block] = _pairs_of_alike_panels(function, nodes, c[block], sigma[block])
     return mean
 
 
-def _expect_pairs(function: Function, nodes: Sampled, c: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """`_iterated_pairs` of pairs that take the same panels, in units of sigma."""
+def _pairs_of_alike_panels(
+    function: Function, nodes: Sampled, c: np.ndarray, sigma: np.ndarray
+) -> np.ndarray:
+    """The iterated integral for pairs that take the same panels, in units of sigma: [pair]."""
     if not c.size:
         return np.zeros(0)
     near = nodes.edges[nodes.edges < _PAIR_CUT * np.max(sigma)]

@@ -22,7 +22,7 @@ _AS_NORMAL = -ndtri(_TAIL)  # the threshold of one N(0, 1) number that is exceed
 
 
 def walk_gradient(stack: Stack, signal: Walked) -> tuple[np.ndarray, np.ndarray]:
-    """(bad, lost), [layer, walk] each: probability that it first happens at that layer's output.
+    """Walk the gradient back: probabilities (bad, lost) that either first happens at a layer's output, [layer, walk].
 
     From an N(0, 1) cotangent of the last layer's output to the first layer's output.
     """

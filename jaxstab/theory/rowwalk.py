@@ -81,23 +81,23 @@ class Draws:
         self.numbers += (ndtri(points).T - np.sum(self.numbers, axis=0) / root) / root
 
     def rows(self, layer: int, shared: float) -> np.ndarray:
-        """With the correlation `shared` between rows."""
+        """A layer's numbers, with the correlation `shared` between rows."""
         common, own = self.numbers[layer, 0], self.numbers[layer, 1:]
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
     def others(self, shared: float | np.ndarray = 0.0) -> np.ndarray:
-        """As `rows`, for what no sum is of; shared: one number, or [walk]."""
+        """More numbers like a layer's, for what is not summed over layers; shared: one number, or [walk]."""
         rows, walks = self.numbers.shape[1:]
         common, own = self.rng.standard_normal(walks), self.rng.standard_normal((rows - 1, walks))
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
     def uniform(self) -> np.ndarray:
-        """In (0, 1), [walk]."""
+        """Uniform numbers in (0, 1), [walk]."""
         return self.rng.random(self.numbers.shape[2])
 
 
 def walk_signal(stack: Stack) -> Walked:
-    """From N(0, 1) inputs to the last layer."""
+    """Walk the signal from N(0, 1) inputs to the last layer."""
     draws, n, moments = Draws(stack, 0), stack.width, stack.moments
     own = np.zeros((stack.depth, stack.rows, stack.walks))
     log_q, noise = own, own.copy()
@@ -226,7 +226,7 @@ def _all_zero(stack: Stack, q: np.ndarray, c: float) -> np.ndarray:
 
 
 def _broken_rows(stack: Stack, log_q: np.ndarray, c: float, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """Drawn: which rows have a number that is not finite, and how many of them: [row, walk] each.
+    """Draw which rows have a number that is not finite, and how many of them: [row, walk] each.
 
     Rows' largest entries are joined by a Gaussian copula whose correlation gives two rows the conditional
     probability that their entries have in the column of the largest.

@@ -82,7 +82,7 @@ class Sampled:
 
 @functools.lru_cache(maxsize=256)
 def sampled(function: Function) -> Sampled:
-    """The function on its own nodes. Cached: the same function is sampled once."""
+    """Sample a function on nodes of its own. Cached: the same function is sampled once."""
     edges, kinks, reach = _smooth_panels(function, _TOLERANCES[0])
     if reach < _TAIL:
         edges, kinks, reach = _smooth_panels(function, _TOLERANCES[1])
@@ -98,7 +98,7 @@ def sampled(function: Function) -> Sampled:
 def _smooth_panels(
     function: Function, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """(edges, kinks, reach) of two bisections: with boundaries at the kinks that the first finds few are left."""
+    """(edges, kinks, reach) by bisecting twice: with boundaries at the kinks first found, few panels are left."""
     octaves = np.concatenate([[0.0], _LARGE_EDGES])
     _, kinks, _ = _bisect(function, octaves, tolerance)
     edges, _, reach = _bisect(function, np.unique(np.concatenate([octaves, kinks])), tolerance)

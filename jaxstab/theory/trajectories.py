@@ -96,7 +96,7 @@ def trajectory(
     q0: Scalar = 1.0,
     c0: Scalar | None = 0.0,
 ) -> Trajectory:
-    """Layers 1..depth, for inputs of mean 0, second moment q0 and cosine c0.
+    """Walk through layers 1..depth and back, for inputs of mean 0, second moment q0 and cosine c0.
 
     c0 = None leaves the correlation out, which costs 2 ms a layer where the rest costs 0.5.
 
@@ -128,7 +128,7 @@ def trajectory(
 
 
 def _layers(layer: _Layer, signal: _Signal, depth: int) -> np.ndarray:
-    """What `Trajectory` has of every layer: [quantity, point, layer]. Points whose signal has settled stay there."""
+    """Steps through all layers, but for points whose signal has settled: what `_Layer.step` says, with a last axis."""
     rows = np.empty((8, len(signal.cosine), depth))
     moving = np.arange(len(signal.cosine))
     for i in range(depth):
@@ -212,7 +212,7 @@ def _shares(phi: Function, log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.where(np.isnan(log_q), np.nan, zero), np.where(np.isnan(log_q), np.nan, flat)
     sigma = np.exp(np.clip(log_q, maps.LOG_MIN, maps.LOG_MAX) / 2)
     thresholds = ((phi, TINY), (derivative(phi), SATURATED * max_slope(phi)))
-    zeros, saturated = (_share(sigma, *_crossings(f, phi, threshold)) for f, threshold in thresholds)
+    zeros, saturated = (_share_below(sigma, *_crossings(f, phi, threshold)) for f, threshold in thresholds)
     resolved = sampled(phi).resolves(sigma)
     return np.where(resolved, zeros, np.nan), np.where(resolved, saturated, np.nan)
 
@@ -236,7 +236,7 @@ def max_slope(phi: Function) -> float:
     return float(np.nanmax([*slopes, *-found.f_x]))
 
 
-def _share(sigma: np.ndarray, starts_below: bool, edges: np.ndarray) -> np.ndarray:
+def _share_below(sigma: np.ndarray, starts_below: bool, edges: np.ndarray) -> np.ndarray:
     """P(|f(sigma z)| is below the threshold), of sigma's shape, from where it crosses it."""
     below = np.full_like(sigma, float(starts_below))
     for i, edge in enumerate(edges):  # P(x > edge) enters with the sign of what changes there
