@@ -214,6 +214,16 @@ def test_what_is_not_resolved_is_nan():
     assert np.isnan(walk.rms[1, 0])
 
 
+@pytest.mark.parametrize("zero", [{"sigma_w": 0.0}, {"sigma_w": 1.0, "q0": 0.0}])
+def test_a_signal_of_zeros_has_the_slope_at_zero(zero):
+    walk = trajectory("gelu", 3, **zero)
+    assert np.all(walk.rms == 0)
+    np.testing.assert_allclose(np.exp(walk.log_step), zero["sigma_w"] ** 2 / 4)
+    sigmoid = trajectory("sigmoid", 3, 0.0)
+    np.testing.assert_allclose(sigmoid.rms, 0.5)
+    assert sigmoid.gradient_rms.tolist() == [0.0, 0.0, 1.0]
+
+
 def test_refusals():
     with pytest.raises(UsageError, match="Choices: plain, residual, normalized"):
         trajectory("tanh", 3, 1.0, kind="lstm")
