@@ -87,6 +87,8 @@ def test_biases_are_common_to_all_inputs():
 
 
 def test_a_layer_of_zeros():
-    zero = lambda x: 0 * x  # noqa: E731
+    def zero(x):
+        return 0 * x
+
     assert theory.q_map(zero, 1.0, 2.0, 0.5) == 0.25
     assert theory.chi(zero, 1.0, 2.0) == 0.0
