@@ -73,7 +73,7 @@ def correlation_fixed_point(
     """c*: what the correlation of two inputs (of correlation 0 or more) tends to, at the fixed point of q.
 
     C(c) is convex on [0, 1] with C(1) = 1, so c* = 1 where its slope there is at most 1, and one root below 1
-    otherwise. Error about 1e-8; about 5 ms for each point with c* < 1.
+    otherwise. Error about 1e-8; about 2 ms for each point with c* < 1.
 
     >>> jaxstab.theory.correlation_fixed_point("tanh", np.array([0.9, 1.5]), sigma_b=0.3).round(6)  # order, chaos
     array([1.      , 0.766753])
