@@ -22,10 +22,10 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
+from jaxstab import theory
 from jaxstab.report import endings, figures
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
-from jaxstab.theory import meanfield
 from jaxstab.trials.training import DIVERGED, NONFINITE
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(config: Config) -> Record:
     data = data.drop_vars("epoch").rename(gain="sigma_w").isel(hidden=0)
     failed = (data.status == DIVERGED) | (data.status == NONFINITE)
     data["boundary"] = data.learning_rate.where(failed).min("learning_rate").fillna(np.inf)
-    chi = [np.asarray(meanfield.fixed_point(name, sigma_w).chi) for name in config.activations]
+    chi = [np.asarray(theory.fixed_point(name, sigma_w).chi) for name in config.activations]
     data["chi"] = (("activation", "sigma_w"), np.array(chi))
     critical = [jaxstab.critical_initialization(name)[0] for name in config.activations]
     data["critical_sigma_w"] = ("activation", np.array(critical))

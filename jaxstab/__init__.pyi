@@ -1,3 +1,4 @@
+from . import theory as theory
 from .diagnosis.diagnosis import Diagnosis as Diagnosis
 from .diagnosis.diagnosis import diagnose as diagnose
 from .diagnosis.families import family_of as family_of

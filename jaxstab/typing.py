@@ -11,5 +11,8 @@ import numpy as np
 Scalar: TypeAlias = float | int | np.number | np.ndarray | jax.Array
 """One real number, concrete or traced."""
 
-Activation: TypeAlias = str | Callable[..., jax.Array]
-"""A name of `jaxstab.theory.activations.NAMES`, or any elementwise JAX function of one array."""
+Function: TypeAlias = Callable[..., jax.Array]
+"""An elementwise JAX function of one array."""
+
+Activation: TypeAlias = str | Function
+"""A name of `jaxstab.theory.activations.ACTIVATIONS`, or any elementwise JAX function of one array."""

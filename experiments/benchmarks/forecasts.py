@@ -17,8 +17,7 @@ import tyro
 
 import jaxstab
 from jaxstab.nets import initializers
-from jaxstab.theory import breaking
-from jaxstab.theory.trajectory import trajectory
+from jaxstab.theory import breaking, trajectory
 
 HEADER = (
     "| activation | init x gain | stack | what | measured | forecast | errors apart | medians | 95 % | covered |\n"

@@ -13,7 +13,7 @@ import xarray as xr
 
 from jaxstab.errors import UsageError
 from jaxstab.names import spell
-from jaxstab.theory import gains, meanfield
+from jaxstab.theory import fixed_points, gains
 from jaxstab.trials.prediction import has_theory, infinite_width, sigmas
 from jaxstab.trials.propagation import HParams, Spec, propagation
 
@@ -181,9 +181,9 @@ def _phase(spec: Any, sigma_w: float, sigma_b: float) -> tuple[str, float, float
     """(phase, chi, depth scale in layers) of the fixed point."""
     if spec.kind not in ("plain", "recurrent"):
         return "", math.nan, math.nan
-    point = meanfield.fixed_point(spec.activation, sigma_w, sigma_b)
-    scale = meanfield.depth_scale_gradient(spec.activation, sigma_w, sigma_b)
-    return str(meanfield.phase(spec.activation, sigma_w, sigma_b)), float(point.chi), float(scale)
+    point = fixed_points.fixed_point(spec.activation, sigma_w, sigma_b)
+    scale = fixed_points.depth_scale_gradient(spec.activation, sigma_w, sigma_b)
+    return str(fixed_points.phase(spec.activation, sigma_w, sigma_b)), float(point.chi), float(scale)
 
 
 def _find_advice(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> tuple[Advice, ...]:

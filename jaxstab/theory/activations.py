@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import jax
@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxstab.errors import ALIASES, UsageError, require_choice
 from jaxstab.names import spell
-from jaxstab.typing import Activation
+from jaxstab.typing import Activation, Function
 
 _BLOCK = 2**13  # the one length that functions are compiled for
+_RADIUS = np.geomspace(1e-3, 1e3, 61)  # where a function is tried
 
 
 def _linear(x: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ def _scaled_sigmoid(x: jax.Array) -> jax.Array:
     return 2 * jnp.tanh(x / 2)  # = 4 sigmoid(x) - 2, without the cancellation near 0
 
 
-ACTIVATIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+ACTIVATIONS: Mapping[str, Function] = MappingProxyType(
     {
         "linear": _linear,
         "relu": jax.nn.relu,
@@ -50,12 +51,11 @@ ACTIVATIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 )
 """Elementwise functions, in the order of the documentation. Each keeps its argument's floating dtype."""
 
-HOMOGENEOUS = ("linear", "relu", "leaky_relu")
-"""Names for which phi(a x) = a phi(x) for every a > 0."""
+_HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 
 
-def resolve(activation: Activation) -> Callable[..., jax.Array]:
-    """The function of a name; a callable as it is, once it is seen to be elementwise.
+def resolve(activation: Activation) -> Function:
+    """Find the function of a name; a callable is returned as it is, once it is seen to be elementwise.
 
     Raises UsageError for an unknown name (with the choices) and for a callable that is not hashable, cannot
     be applied to a float32 vector, changes its shape, returns no floats, or mixes entries (as softmax does).
@@ -101,7 +101,7 @@ def name_of(activation: Activation) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def derivative(phi: Callable[..., jax.Array]) -> Callable[[jax.Array], jax.Array]:
+def derivative(phi: Function) -> Function:
     """phi', elementwise, for an array of any shape. The same phi gets the same function: one compilation."""
 
     def slope(x: jax.Array) -> jax.Array:
@@ -122,42 +122,39 @@ def is_homogeneous(activation: Activation) -> bool:
     """
     for name, function in ACTIVATIONS.items():  # known, so that a sweep of names compiles only its programs
         if activation is function or activation == name:
-            return name in HOMOGENEOUS
+            return name in _HOMOGENEOUS
     return _is_homogeneous(resolve(activation))
 
 
 @functools.lru_cache(maxsize=256)
-def homogeneous_slopes(phi: Callable[..., jax.Array]) -> tuple[float, float] | None:
-    """(a, b) where phi(x) = a x for x > 0 and b x for x < 0; None where phi is not homogeneous."""
+def homogeneous_slopes(phi: Function) -> tuple[float, float] | None:
+    """(a, b) where phi(x) = a x for x > 0 and b x for x < 0, and its slopes are these; None where that is not so."""
     if not is_homogeneous(phi):
         return None
-    right, left = evaluate(phi, np.array([1.0, -1.0]))
-    return float(right), -float(left)
+    right, left = evaluate(phi, np.array([1.0, -1.0])) * [1, -1]
+    slopes = evaluate(derivative(phi), np.stack([_RADIUS, -_RADIUS], axis=1))
+    if not np.allclose(slopes, [right, left], rtol=1e-6, atol=1e-6):  # as a straight-through estimator's
+        return None
+    return float(right), float(left)
 
 
-def max_slope(activation: Activation) -> float:
-    """max |phi'| over [-20, 20], in float64, on a grid that is refined around its best; error about 1e-12.
-
-    For the named activations the supremum over the real line to 3e-9. A slope that is not a number, as that
-    of sqrt |x| at 0 may be, is passed over.
-    """
-    return _max_slope(resolve(activation))
-
-
-def evaluate(function: Callable[..., jax.Array], x: np.ndarray) -> np.ndarray:
-    """function(x) as a float64 array of x's shape, whatever jax's precision, also while a program is traced.
-
-    In blocks of one length, so that a function is compiled once.
-    """
-    flat = np.ravel(x).astype(np.float64)
-    if not flat.size:
-        return np.zeros(np.shape(x))
-    blocks = np.pad(flat, (0, -flat.size % _BLOCK), mode="edge").reshape(-1, _BLOCK)
+def evaluate(function: Function, x: np.ndarray) -> np.ndarray:
+    """function(x), of x's shape, in float64 whatever jax's precision, also while a program is traced."""
     with _float64():
+        return evaluate_in_dtype(function, np.asarray(x, np.float64))
+
+
+def evaluate_in_dtype(function: Function, x: np.ndarray) -> np.ndarray:
+    """function(x), of x's shape, computed in x's dtype, as float64; also while a program is traced.
+
+    In blocks of one length, so that a function is compiled once for a dtype.
+    """
+    blocks = np.resize(np.ravel(x), (-(-x.size // _BLOCK), _BLOCK))
+    with jax.ensure_compile_time_eval():
         run = _compiled(function)
         values = [run(block) for block in blocks]
-        parts = [np.asarray(value, np.float64) for value in values]  # asked for once all are under way
-    return np.concatenate(parts)[: flat.size].reshape(np.shape(x))
+        parts = [np.zeros(0), *(np.asarray(value) for value in values)]  # asked for once all are under way
+    return np.concatenate(parts)[: x.size].reshape(x.shape)
 
 
 @contextlib.contextmanager
@@ -172,12 +169,13 @@ def _float64() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _compiled(function: Function) -> Function:
     return jax.jit(function)
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(activation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _checked(activation: Function) -> Function:
+    """The function, once it is seen to be elementwise; UsageError otherwise."""
     name = name_of(activation)
     try:
         out = jax.eval_shape(activation, jax.ShapeDtypeStruct((3,), jnp.float32))
@@ -195,23 +193,8 @@ def _checked(activation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 @functools.lru_cache(maxsize=256)
-def _is_homogeneous(phi: Callable[..., jax.Array]) -> bool:
-    radius = np.geomspace(1e-3, 1e3, 61)
-    x = np.concatenate([-radius, radius])
+def _is_homogeneous(phi: Function) -> bool:
+    x = np.concatenate([-_RADIUS, _RADIUS])
     value = evaluate(phi, x)
     factors = (1e-3, 0.3, 7.0, 1e3)
     return all(np.all(np.abs(evaluate(phi, a * x) - a * value) <= 1e-6 * a * np.abs(x)) for a in factors)
-
-
-@functools.lru_cache(maxsize=256)
-def _max_slope(phi: Callable[..., jax.Array]) -> float:
-    low, high, best = -20.0, 20.0, 0.0
-    for points in (40_001, 2_001, 2_001, 2_001):
-        x = np.linspace(low, high, points)
-        slopes = np.abs(evaluate(derivative(phi), x))
-        if np.all(np.isnan(slopes)):
-            break
-        peak, step = x[np.nanargmax(slopes)], x[1] - x[0]
-        best = max(best, float(np.nanmax(slopes)))
-        low, high = peak - step, peak + step
-    return best

@@ -22,7 +22,7 @@ WEIGHTS = ("gaussian", "independent", "orthogonal")
 """Laws of the weights: Gaussian; independent entries of another law (uniform, truncated); Haar-orthogonal."""
 WALKS, ROWS = 1024, 64  # of a larger batch 64 rows are walked, each for several inputs
 _MANY = 8192  # layers times rows from which on fewer walks are made, for their memory
-LEVEL = 0.95
+_LEVEL = 0.95
 NAMES = tuple(
     name
     for direction in ("forward", "backward")
@@ -98,7 +98,7 @@ def _may_break(
     forward: np.ndarray,
     backward: np.ndarray,
 ) -> np.ndarray:
-    """Whether anything can, [point]: rms beyond the format's ends by a margin that no network crosses."""
+    """Whether anything can break, [point]: rms beyond the format's ends by a margin that no network crosses."""
     limits = FLOATS[dtype]
     margin = _DECADES + _DEVIATIONS * math.sqrt(5 * depth / width) / (2 * math.log(10))
     above = math.log10(limits.overflow / largest_of(batch * width)) - margin
@@ -142,13 +142,16 @@ def _of_plain(
     dtype: str,
     orthogonal: bool,
 ) -> tuple[float, ...]:
-    """`NAMES` of one plain stack."""
+    """The forecast for one plain stack, in the order of `NAMES`."""
     phi, rows = resolve(activation), min(batch, ROWS)
     walks = WALKS if depth * rows <= _MANY else WALKS // 4
-    stack = rowwalk.Stack(
-        width, depth, batch, abs(sigma_w), sigma_b, dtype, entries.ends(phi, dtype), entries.moments(phi, dtype),
-        entries.moments(ACTIVATIONS["linear"], dtype), orthogonal, walks, rows,
-    )  # fmt: skip
+    laws = (
+        entries.ends(phi, dtype),
+        entries.moments(phi, dtype),
+        entries.moments(ACTIVATIONS["linear"], dtype),
+    )
+    numbers = width, depth, batch, abs(sigma_w), sigma_b, dtype
+    stack = rowwalk.Stack(*numbers, *laws, orthogonal, walks, rows)
     signal = rowwalk.walk_signal(stack)
     laws = (signal.bad, signal.lost, *rowgradient.walk_gradient(stack, signal))
     return tuple(value for law in laws for value in _summary(np.mean(law, axis=1)))
@@ -160,6 +163,6 @@ def _summary(probability: np.ndarray) -> tuple[float, float, float, float]:
     if share < _RARE:
         return 0.0, math.nan, math.nan, 0.0
     cumulative = np.cumsum(probability) / np.sum(probability)
-    levels = np.array([0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    levels = np.array([0.5, (1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     median, low, high = (np.searchsorted(cumulative, levels - 1e-12) + 1.0).tolist()
     return median if share >= 0.5 else 0.0, low, high, share

@@ -16,12 +16,10 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermevander
 from scipy.special import gammaln
 
-from jaxstab.theory.activations import derivative
+from jaxstab.theory.activations import derivative, evaluate_in_dtype
 from jaxstab.theory.floats import FLOATS, flushes_subnormals
+from jaxstab.typing import Function
 
-Function = Callable[..., jax.Array]
-
-_BLOCK = 2**14  # the one length that functions are compiled for
 _POINTS, _CUT = 1024, 8.0  # midpoints of [-8, 8]: a kink at 0 lies between two of them
 _Z = (np.arange(_POINTS) + 0.5) * (2 * _CUT / _POINTS) - _CUT
 _WEIGHT = np.exp(-0.5 * _Z**2) / np.sum(np.exp(-0.5 * _Z**2))
@@ -78,7 +76,7 @@ class Moments(NamedTuple):
         return np.interp(log_q, self.log_q, values)
 
     def line(self, log_q: float) -> int:
-        """The nearest line."""
+        """The table's nearest line to ln q."""
         return int(np.argmin(np.abs(self.log_q - log_q)))
 
 
@@ -92,61 +90,61 @@ def pair_mean(first: np.ndarray, second: np.ndarray, correlation: float, at_one:
     return float(products @ correlation ** np.arange(_ORDERS)) + rest * correlation**_ORDERS
 
 
-def evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
+def _evaluate_in(function: Function, x: np.ndarray, dtype: str) -> np.ndarray:
     """function(x), computed by JAX in dtype, as float64 of x's shape; also while a program is traced."""
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = _flushed(np.ravel(np.asarray(x, np.float64)).astype(jnp.dtype(dtype)), dtype)
-    blocks = np.resize(cast, (-(-cast.size // _BLOCK), _BLOCK))
-    with jax.ensure_compile_time_eval():
-        run = _compiled(function)
-        parts = [np.asarray(run(block).astype(jnp.float32), np.float64) for block in blocks]
-    return _flushed(np.concatenate(parts)[: cast.size].reshape(np.shape(x)), dtype)
+        cast = _flushed(np.asarray(x, np.float64).astype(jnp.dtype(dtype)), dtype)
+    return _flushed(evaluate_in_dtype(function, cast), dtype)
 
 
 @functools.lru_cache(maxsize=256)
 def ends(phi: Function, dtype: str) -> Ends:
-    """Where phi leaves the format, by trying."""
+    """Find where phi leaves the format, by trying."""
     limits = FLOATS[dtype]
     specials = np.array([np.inf, -np.inf, np.nan, 0.0])
-    slopes = evaluate_in(derivative(phi), specials, dtype)
-    value = evaluate_in(phi, specials, dtype)
+    slopes = _evaluate_in(derivative(phi), specials, dtype)
+    value = _evaluate_in(phi, specials, dtype)
     grid = np.concatenate([[0.0], np.geomspace(limits.smallest_subnormal / 4, limits.largest, 600), [np.inf]])
-    bad, zero, nan_there = [], [], []
-    for sign in (1.0, -1.0):
-        along = evaluate_in(phi, sign * grid, dtype)
-        edge = _first_where(phi, sign, dtype, ~np.isfinite(along), grid, lambda y: ~np.isfinite(y))
-        bad.append(edge)
-        zero.append(_first_where(phi, sign, dtype, along != 0, grid, lambda y: y != 0))
-        nan_there.append(bool(np.isfinite(edge) and np.isnan(along[np.argmax(~np.isfinite(along))])))
-    if value[3] != 0:
-        zero = [0.0, 0.0]
+    (bad, zero, is_nan), (bad_left, zero_left, is_nan_left) = (
+        _side(phi, s, dtype, grid) for s in (1.0, -1.0)
+    )
     return Ends(
-        (bad[0], bad[1]), (zero[0], zero[1]), (nan_there[0], nan_there[1]),
-        (float(slopes[0]), float(slopes[1]), float(slopes[2])), float(slopes[3]),
-        min(_product(phi, dtype, 16.0), _product(phi, dtype, -16.0)),
-    )  # fmt: skip
+        bad=(bad, bad_left),
+        zero=(zero, zero_left) if value[3] == 0 else (0.0, 0.0),
+        nan_there=(is_nan, is_nan_left),
+        slopes=(float(slopes[0]), float(slopes[1]), float(slopes[2])),
+        slope_at_zero=float(slopes[3]),
+        product=min(_product(phi, dtype, 16.0), _product(phi, dtype, -16.0)),
+    )
+
+
+def _side(phi: Function, sign: float, dtype: str, grid: np.ndarray) -> tuple[float, float, bool]:
+    """(`bad`, `zero`, `nan_there`) of `Ends` on one side of 0, tried at magnitudes on a grid."""
+    along = _evaluate_in(phi, sign * grid, dtype)
+    bad = _first_where(phi, sign, dtype, ~np.isfinite(along), grid, lambda y: ~np.isfinite(y))
+    zero = _first_where(phi, sign, dtype, along != 0, grid, lambda y: y != 0)
+    return bad, zero, bool(np.isfinite(bad) and np.isnan(along[np.argmax(~np.isfinite(along))]))
 
 
 @functools.lru_cache(maxsize=64)
 def moments(phi: Function, dtype: str) -> Moments:
-    """All of `Moments`, from below the least to beyond the largest number of the format."""
+    """Tabulate the moments, from below the least to beyond the largest number of the format."""
     limits = FLOATS[dtype]
     least, most = np.log(limits.smallest_subnormal) - 3, np.log(limits.overflow) + 1
     log_q = np.arange(2 * least, 2 * most, _STEP)
     z = np.clip(np.exp(log_q / 2)[:, None] * _Z, -limits.largest, limits.largest)
-    value, slope = (_finite(evaluate_in(f, z, dtype), dtype) for f in (phi, derivative(phi)))
+    value, slope = (_finite(_evaluate_in(f, z, dtype), dtype) for f in (phi, derivative(phi)))
     root, slope_root = (np.sqrt((f / _peak(f)) ** 2 @ _WEIGHT) * _peak(f)[:, 0] for f in (value, slope))
     with np.errstate(divide="ignore"):
         log_gain, log_slope = 2 * np.log(root) - log_q, 2 * np.log(slope_root)
     value, slope = (f / np.where(r > 0, r, 1.0)[:, None] for f, r in ((value, root), (slope, slope_root)))
     square, slope_square = value**2, slope**2
     project = _WEIGHT[:, None] * _HERMITE
-    return Moments(
-        log_q, np.maximum(log_gain, -700.0), np.maximum(log_slope, -700.0),
-        square**2 @ _WEIGHT - 1, slope_square**2 @ _WEIGHT, (square * slope_square) @ _WEIGHT - 1,
-        slope_square @ (_WEIGHT * _Z**2), ((value * slope) @ (_WEIGHT * _Z)) ** 2,
-        value @ project, square @ project, (value * square) @ project, slope @ project, slope_square @ project,
-    )  # fmt: skip
+    logs = np.maximum(log_gain, -700.0), np.maximum(log_slope, -700.0)
+    spreads = square**2 @ _WEIGHT - 1, slope_square**2 @ _WEIGHT, (square * slope_square) @ _WEIGHT - 1
+    along = slope_square @ (_WEIGHT * _Z**2), ((value * slope) @ (_WEIGHT * _Z)) ** 2
+    hermite = (f @ project for f in (value, square, value * square, slope, slope_square))
+    return Moments(log_q, *logs, *spreads, *along, *hermite)
 
 
 def _product(phi: Function, dtype: str, z: float) -> float:
@@ -158,7 +156,7 @@ def _product(phi: Function, dtype: str, z: float) -> float:
 
     largest = FLOATS[dtype].largest
     g = largest * 2.0 ** np.linspace(-12, 0, 1201)
-    bad = ~np.isfinite(evaluate_in(pulled, g, dtype))
+    bad = ~np.isfinite(_evaluate_in(pulled, g, dtype))
     return abs(z) * float(g[np.argmax(bad)]) if np.any(bad[g < largest / 4]) else np.inf
 
 
@@ -179,7 +177,7 @@ def _first_where(
     low, high = grid[at - 1], min(grid[at], 2 * FLOATS[dtype].largest)
     for _ in range(4):  # each to a 64th of what was left
         inner = low + (high - low) * np.arange(65) / 64
-        holds = test(evaluate_in(phi, sign * inner, dtype))
+        holds = test(_evaluate_in(phi, sign * inner, dtype))
         holds[-1] = True
         first = max(int(np.argmax(holds)), 1)
         low, high = inner[first - 1], inner[first]
@@ -194,7 +192,7 @@ def _flushed(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _finite(values: np.ndarray, dtype: str) -> np.ndarray:
-    """With the largest number in place of what is none: who asks for moments has not broken yet."""
+    """Values with the largest number in place of what is none: who asks for moments has not broken yet."""
     largest = FLOATS[dtype].largest
     return np.nan_to_num(values, nan=largest, posinf=largest, neginf=-largest)
 
@@ -202,8 +200,3 @@ def _finite(values: np.ndarray, dtype: str) -> np.ndarray:
 def _peak(values: np.ndarray) -> np.ndarray:
     peak = np.max(np.abs(values), axis=1, keepdims=True)
     return np.where(peak > 0, peak, 1.0)
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(function: Function) -> Function:
-    return jax.jit(function)

@@ -56,7 +56,7 @@ def flushes_subnormals(dtype: str) -> bool:
     Found by halving the smallest normal number. CPUs keep float16's, and flush bfloat16's and float32's
     (jax#16200, jax#37762).
     """
-    smallest = np.full((8,), _floats(dtype).smallest_normal, jnp.dtype(dtype))
+    smallest = np.full((8,), _range_named(dtype).smallest_normal, jnp.dtype(dtype))
     with jax.ensure_compile_time_eval():
         # a product with what is given at run time, which the compiler cannot work out for itself; and
         # magnified in float64 only, on the host: no comparison on the device then has a subnormal operand
@@ -79,9 +79,13 @@ def first_overflow_layer(
     log10_rms: [..., layer], of layers of `count` entries, taken as Gaussian: the largest is
     `largest_of(count)` times the rms. headroom: how many times larger intermediate numbers are. Later layers
     hold inf or NaN. Where log10_rms is NaN (not known), nothing overflows.
+
+    >>> log10_rms = np.arange(1, 101) * np.log10(16)  # N(0, 1) weights, width 256: 16 a layer
+    >>> [jaxstab.theory.first_overflow_layer(log10_rms, dtype, count=4096) for dtype in ("float16", "float32")]
+    [4, 32]
     """
-    largest = _log10_rms(log10_rms) + math.log10(largest_of(count) * headroom)
-    return _first(largest >= math.log10(_floats(dtype).overflow))
+    largest = _by_layer(log10_rms) + math.log10(largest_of(count) * headroom)
+    return _first_layer_where(largest >= math.log10(_range_named(dtype).overflow))
 
 
 def first_underflow_layer(
@@ -91,10 +95,14 @@ def first_underflow_layer(
 
     log10_rms: [..., layer], as for `first_overflow_layer`. flush_subnormals: whether subnormal numbers are
     taken for zero; None as `flushes_subnormals` finds it.
+
+    >>> log10_rms = -np.arange(1, 101) * np.log10(16)
+    >>> jaxstab.theory.first_underflow_layer(log10_rms, "float32", count=4096, flush_subnormals=True)
+    32
     """
     flushes = flushes_subnormals(dtype) if flush_subnormals is None else flush_subnormals
-    largest = _log10_rms(log10_rms) + math.log10(largest_of(count))
-    return _first(largest < math.log10(_floats(dtype).vanishing(flushes)))
+    largest = _by_layer(log10_rms) + math.log10(largest_of(count))
+    return _first_layer_where(largest < math.log10(_range_named(dtype).vanishing(flushes)))
 
 
 def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
@@ -106,6 +114,9 @@ def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
 
     Raises UsageError where no single scale does: the layers' scales span more than the format, or the scale
     itself does not fit float32, in which the loss is computed.
+
+    >>> jaxstab.theory.loss_scale(np.array([-6.0, -4.0]), "float16", count=4096)
+    131072.0
     """
     scale, reason = loss_scale_or_reason(log10_gradient, dtype, count)
     if reason:
@@ -114,9 +125,9 @@ def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
 
 
 def loss_scale_or_reason(log10_gradient: np.ndarray, dtype: str, count: int) -> tuple[float, str]:
-    """`loss_scale` and '', or NaN and why no single scale does. An unknown dtype and no layers still raise."""
-    logs = _log10_rms(log10_gradient).ravel() / math.log10(2)
-    floats = _floats(dtype)
+    """(`loss_scale`, ''), or NaN and why no single scale does. An unknown dtype and no layers still raise."""
+    logs = _by_layer(log10_gradient).ravel() / math.log10(2)
+    floats = _range_named(dtype)
     if not np.all(np.isfinite(logs)):
         return math.nan, "a loss scale needs finite gradients that are not zero; got log10 rms of inf or NaN."
     highest = math.log2(floats.overflow) - float(np.max(logs)) - math.log2(largest_of(count))
@@ -134,18 +145,18 @@ def loss_scale_or_reason(log10_gradient: np.ndarray, dtype: str, count: int) -> 
     return 2.0**exponent, ""
 
 
-def _floats(dtype: str) -> FloatRange:
+def _range_named(dtype: str) -> FloatRange:
     return FLOATS[require_choice(dtype, FLOATS, "dtype")]
 
 
-def _log10_rms(values: np.ndarray) -> np.ndarray:
+def _by_layer(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise UsageError("log10 rms is wanted by layer, in an array [..., layer]; got no layers.")
     return array
 
 
-def _first(happens: np.ndarray) -> int | np.ndarray:
+def _first_layer_where(happens: np.ndarray) -> int | np.ndarray:
     """1 + the first index along the last axis at which it happens, 0 where it never does."""
     layers = np.where(happens.any(axis=-1), happens.argmax(axis=-1) + 1, 0)
     return int(layers) if layers.ndim == 0 else layers

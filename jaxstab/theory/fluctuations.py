@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from jaxstab.theory.activations import homogeneous_slopes, resolve
-from jaxstab.theory.gaussian import sampled, second_moment_slope
-from jaxstab.theory.trajectory import Trajectory
-from jaxstab.typing import Activation
+from jaxstab.theory.moments import second_moment_slope
+from jaxstab.theory.sampling import sampled
+from jaxstab.theory.trajectories import Trajectory
+from jaxstab.typing import Activation, Function
 
 
 def displacements(
@@ -30,10 +29,11 @@ def displacements(
     branch_scale: np.ndarray,
     orthogonal: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far typical networks stray from mean field, in ln of the mean square: of a layer's output, of the gradient
+    """How far typical networks stray from mean field, in ln of the mean square.
 
-    with respect to it. For one input of N(0, 1) entries and a cotangent of N(0, 1) entries; Gaussian weights, each
-    layer its own, or orthogonal ones, which keep lengths and so add 2/n less a layer.
+    Of a layer's output, and of the gradient with respect to it. For one input of N(0, 1) entries and a cotangent of
+    N(0, 1) entries; Gaussian weights, each layer its own, or orthogonal ones, which keep lengths and so add 2/n
+    less a layer.
 
     walked: as of `trajectory`, [point, layer]; sigma_b, branch_scale: [point]. Returns two arrays [point, layer]:
     the greater of half the variance over networks, and of the drift of the mean of the logarithm. Both are 5 L/2n
@@ -84,9 +84,10 @@ def reuse_excess(
 def _by_layer(
     activation: Activation, walked: Trajectory, kind: str, sigma_b: np.ndarray, branch_scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each layer, times the width: the variance it adds to ln E[h^2] and to ln E[g^2]; and the slopes of ln
+    """What each layer adds and passes on, [point, layer]: four arrays.
 
-    E[h^2] and of ln of the gradient's factor in ln of the mean square that comes in. All [point, layer].
+    The variances it adds to ln E[h^2] and to ln E[g^2], times the width; the slopes of ln E[h^2] and of ln of the
+    gradient's factor in ln of the mean square that comes in.
     """
     log_square, fourth, slope_fourth, elastic, bends = _moments(activation, walked.log_q)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -107,16 +108,16 @@ def _by_layer(
 
 
 def _moments(activation: Activation, log_q: np.ndarray) -> list[np.ndarray]:
-    """At each ln q, as `_table` has them; between its points by straight lines, which is as good as any estimate."""
+    """The quantities of `_table` at each ln q: straight lines between its points are as good as any estimate."""
     grid, columns = _table(resolve(activation))
     return [np.where(np.isnan(log_q), np.nan, np.interp(log_q, grid, column)) for column in columns]
 
 
 @functools.lru_cache(maxsize=256)
-def _table(phi: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-    """(ln q, [quantity, point]): ln E[phi^2]; E[phi^4]/E[phi^2]^2; 3 E[phi'^4]/E[phi'^2]^2; d ln E[phi^2]/d ln q and
+def _table(phi: Function) -> tuple[np.ndarray, np.ndarray]:
+    """(ln q, quantities [quantity, point] there).
 
-    d ln E[phi'^2]/d ln q.
+    ln E[phi^2]; E[phi^4]/E[phi^2]^2; 3 E[phi'^4]/E[phi'^2]^2; d ln E[phi^2]/d ln q; d ln E[phi'^2]/d ln q.
     """
     grid = np.linspace(math.log(1e-18), math.log(1e18), 512)
     slopes = homogeneous_slopes(phi)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
 
-import jax
 import numpy as np
-from scipy.optimize import brentq
 
 from jaxstab.errors import UsageError, require_choice
 from jaxstab.theory.activations import ACTIVATIONS, is_homogeneous, name_of, resolve
-from jaxstab.theory.gaussian import Q_MIN, first_moment, second_moment, second_moment_slope, slope_moment
-from jaxstab.typing import Activation, Scalar
+from jaxstab.theory.moments import moments, second_moment_slope
+from jaxstab.theory.roots import root_between
+from jaxstab.theory.sampling import Q_MIN
+from jaxstab.typing import Activation, Function, Scalar
 
 PYTORCH_GAINS: Mapping[str, float] = MappingProxyType(
     {
@@ -46,13 +45,10 @@ def gain(activation: Activation, kind: str = "forward") -> float:
     if kind == "pytorch":
         return _pytorch_gain(activation)
     phi = resolve(activation)
-    if kind == "backward":
-        moment = float(slope_moment(phi, 1.0))
-    else:
-        moment = float(second_moment(phi, 1.0))
-        if kind == "std":
-            variance = moment - float(first_moment(phi, 1.0)) ** 2
-            moment = 0.0 if variance <= _ROUNDING * moment else variance
+    mean, square, slope_square = (float(x) for x in moments(phi, 1.0))
+    variance = square - mean**2
+    variance = 0.0 if variance <= _ROUNDING * square else variance
+    moment = {"forward": square, "backward": slope_square, "std": variance}[kind]
     if not (0 < moment < math.inf):
         raise UsageError(f"{name_of(phi)!r} has no {kind} gain: the moment to be kept is {moment:.3g}.")
     return 1 / math.sqrt(moment)
@@ -72,7 +68,7 @@ def critical_initialization(activation: Activation, sigma_b: Scalar = 0.0) -> tu
     name = name_of(phi)
     if not (math.isfinite(sigma_b) and sigma_b >= 0):
         raise UsageError(f"sigma_b must be a finite number, 0 or more; got {sigma_b!r}.")
-    if not np.any(slope_moment(phi, np.geomspace(1e-3, 1e3, 7)) > 0):
+    if not np.any(moments(phi, np.geomspace(1e-3, 1e3, 7)).slope_square > 0):
         raise UsageError(f"none: the slope of {name!r} is zero, and so is chi.")
     if is_homogeneous(phi):
         if sigma_b > 0:
@@ -82,9 +78,9 @@ def critical_initialization(activation: Activation, sigma_b: Scalar = 0.0) -> tu
             raise UsageError(f"none: {name!r} is homogeneous; {why}")
         return gain(phi), 0.0
     if sigma_b == 0 and _origin_attracts(phi):
-        return 1 / math.sqrt(float(slope_moment(phi, 0.0))), 0.0
+        return 1 / math.sqrt(float(moments(phi, 0.0).slope_square)), 0.0
     for q in _critical_variances(phi, sigma_b):
-        sigma_w = 1 / math.sqrt(float(slope_moment(phi, q)))
+        sigma_w = 1 / math.sqrt(float(moments(phi, q).slope_square))
         if sigma_w**2 * float(second_moment_slope(phi, q)) <= 1:
             return sigma_w, sigma_b
     raise UsageError(f"none: {name!r} has no attracting fixed point with chi = 1 at sigma_b = {sigma_b:g}.")
@@ -92,38 +88,35 @@ def critical_initialization(activation: Activation, sigma_b: Scalar = 0.0) -> tu
 
 def _pytorch_gain(activation: Activation) -> float:
     name = name_of(activation)
-    if name not in PYTORCH_GAINS or resolve(activation) is not ACTIVATIONS[name]:
+    if name not in PYTORCH_GAINS:
         names = ", ".join(PYTORCH_GAINS)
-        if name in PYTORCH_GAINS:
-            raise UsageError(
-                f"the activation given is not PyTorch's {name!r}, whose gain is kind='pytorch' of the name."
-            )
         raise UsageError(f"PyTorch has no gain for {name!r}. It has one for: {names} (of slope 0.01).")
+    if resolve(activation) is not ACTIVATIONS[name]:
+        why = f"is not PyTorch's {name!r}, whose gain is kind='pytorch' of the name."
+        raise UsageError(f"the activation given {why}")
     return PYTORCH_GAINS[name]
 
 
-def _origin_attracts(phi: Callable[..., jax.Array]) -> bool:
+def _origin_attracts(phi: Function) -> bool:
     """Whether q -> E[phi^2] / E[phi'^2 at q -> 0+] grows no small q: then q* = 0 is critical and attracts."""
     q = np.geomspace(1e-6, 1e-2, 9)  # the deviation from q is of order q^(3/2) or q^2: seen at these
-    slope = float(slope_moment(phi, 0.0))
-    if float(second_moment(phi, 0.0)) > 2 * slope * Q_MIN:
+    _, square, slope = (float(x) for x in moments(phi, 0.0))
+    if square > 2 * slope * Q_MIN:
         return False  # phi(0) is not 0, so neither is q*
-    return bool(slope > 0 and np.all(second_moment(phi, q) <= slope * q * (1 + 1e-12)))
+    return bool(slope > 0 and np.all(moments(phi, q).square <= slope * q * (1 + 1e-12)))
 
 
 @functools.lru_cache(maxsize=256)
-def _critical_variances(phi: Callable[..., jax.Array], sigma_b: float) -> tuple[float, ...]:
+def _critical_variances(phi: Function, sigma_b: float) -> tuple[float, ...]:
     """Every q in [1e-6, 1e8], ascending, with q - E[phi^2] / E[phi'^2] = sigma_b^2."""
 
-    def excess(q: float | np.ndarray) -> np.ndarray:
-        return np.asarray(1 - (second_moment(phi, q) / slope_moment(phi, q) + sigma_b**2) / q)
+    def excess(log_q: np.ndarray) -> np.ndarray:
+        q = np.exp(log_q)
+        _, square, slope_square = moments(phi, q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 1 - (square / slope_square + sigma_b**2) / q
 
-    def root(low: float, high: float) -> float:
-        log_q = brentq(lambda x: float(excess(math.exp(x))), math.log(low), math.log(high))
-        return math.exp(cast(float, log_q))
-
-    q = np.geomspace(1e-6, 1e8, 701)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.round(excess(q), 10)  # rounding errors of a phi that is linear near 0 are no roots
+    log_q = np.linspace(math.log(1e-6), math.log(1e8), 701)
+    values = np.round(excess(log_q), 10)  # rounding errors of a phi that is linear near 0 are no roots
     change = np.flatnonzero(values[:-1] * values[1:] < 0)  # NaN, where phi is not resolved, is no change
-    return tuple(root(float(q[i]), float(q[i + 1])) for i in change)
+    return tuple(np.exp(root_between(excess, log_q[change], log_q[change + 1])).tolist())

@@ -14,8 +14,7 @@ from jaxstab.theory import entries
 from jaxstab.theory.floats import FLOATS, flushes_subnormals
 from jaxstab.theory.rowwalk import FLOOR, Draws, Stack, Walked, any_beyond, relative_variance, scaled
 
-LARGEST_SLOPE = 1e150
-"""A slope far out beyond which its square is no number."""
+_LARGEST_SLOPE = 1e150  # a slope far out beyond which its square is no number
 _T = np.exp(np.linspace(-6.0, 4.0, 201))  # thresholds of a product of two N(0, 1) numbers
 _Z = (np.arange(1200) + 0.5) / 100
 _TAIL = ndtr(-_T[:, None] / _Z) @ np.exp(-0.5 * _Z**2) / np.sum(np.exp(-0.5 * _Z**2))
@@ -23,7 +22,7 @@ _AS_NORMAL = -ndtri(_TAIL)  # the threshold of one N(0, 1) number that is exceed
 
 
 def walk_gradient(stack: Stack, signal: Walked) -> tuple[np.ndarray, np.ndarray]:
-    """(bad, lost), [layer, walk] each: probability that it first happens at that layer's output.
+    """Walk the gradient back: probabilities (bad, lost) that either first happens at a layer's output, [layer, walk].
 
     From an N(0, 1) cotangent of the last layer's output to the first layer's output.
     """
@@ -43,7 +42,8 @@ def walk_gradient(stack: Stack, signal: Walked) -> tuple[np.ndarray, np.ndarray]
         log_d = log_v + log_slope + np.log(np.maximum(fourth, 1.0))  # phi' g, of the slopes that count
         drawn = scaled(np.maximum(spread + fourth * (linear.at(linear.spread, log_d) - 2), 0.0) / n, noise)
         hazard = np.maximum(_product_hazard(stack, q, log_v), np.any(undefined, axis=0))
-        excess, moved = _along(stack, signal, layer, along, log_d, drawn, draws.others())
+        grown = scaled(relative_variance(stack, q) / n, signal.noise[layer]) - drawn
+        excess, moved = _along(stack, q, along, log_d, grown, draws.others())
         excess = np.where(ordinary, excess, 0.0)
         along = np.where(ordinary, moved * np.exp(-excess / 2), draws.others())
         kept = linear.at(linear.log_gain, log_d)  # what rounding leaves
@@ -82,14 +82,14 @@ def _all_zero(stack: Stack, log_d: np.ndarray, log_v: np.ndarray, kappa: float) 
 
 
 def _along(
-    stack: Stack, signal: Walked, layer: int, along: np.ndarray, log_d: np.ndarray, drawn: np.ndarray,
-    chance: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    stack: Stack, q: np.ndarray, along: np.ndarray, log_d: np.ndarray, grown: np.ndarray, chance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(what the part along the signal adds to ln of the gradient's variance, that part after the step), [row, walk].
 
-    h passes a layer's slopes other than a random direction does, and rounding forgets it.
+    h passes a layer's slopes other than a random direction does, and rounding forgets it. grown: how much more the
+    signal's noise adds to ln of a mean square than the gradient's.
     """
-    m, q, n = stack.moments, signal.log_q[layer], stack.width
+    m, n = stack.moments, stack.width
     if len({*stack.ends.slopes, stack.ends.slope_at_zero}) == 1:  # the same whatever the signal is
         return np.zeros_like(q), along
     own = 1 - stack.sigma_b**2 * np.exp(-q) if stack.sigma_b > 0 else 1.0  # the weights' share in z
@@ -98,9 +98,8 @@ def _along(
     known = stack.of_gradient.at(stack.of_gradient.value[:, 1] ** 2, log_d)
     weight = known * np.minimum((1 + m.at(m.shared, q)) / n, 1.0)
     excess = np.log1p((np.minimum(along**2, n) - 1) * weight)
-    moved = scaled(relative_variance(stack, q) / n, signal.noise[layer]) - drawn
     new = np.sqrt(fresh + kept * (1 - known)) * chance
-    return excess, new + np.sqrt(kept * known) * along * np.exp(moved / 2)
+    return excess, new + np.sqrt(kept * known) * along * np.exp(grown / 2)
 
 
 def _relative_variance(stack: Stack, q: np.ndarray, ordinary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +143,7 @@ def _slopes(stack: Stack, signal: Walked, layer: int) -> tuple[np.ndarray, np.nd
     age = layer - signal.broken
     agree = np.where(any(ends.nan_there), 0.0, 0.5**signal.hits)  # the share of either sign
     agree = np.where(agree * stack.width < 0.5, 0.0, agree)  # less than one entry
-    slopes = np.clip(np.nan_to_num(np.asarray(ends.slopes, np.float64)), -LARGEST_SLOPE, LARGEST_SLOPE)
+    slopes = np.clip(np.nan_to_num(np.asarray(ends.slopes, np.float64)), -_LARGEST_SLOPE, _LARGEST_SLOPE)
     plus, minus, nan = (slopes**2).tolist()
     no_plus, no_minus, no_nan = np.isnan(ends.slopes)
     dead = (layer >= signal.dead) & np.all(age < 0, axis=0)

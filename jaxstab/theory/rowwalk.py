@@ -18,15 +18,12 @@ from scipy.stats.qmc import Sobol
 from jaxstab.theory import entries
 from jaxstab.theory.entries import Ends, Moments
 
-_X = np.linspace(
-    -6.5, 6.5, 37, dtype=np.float32
-)  # a trapezoid over what rows have in common; with weights of N(0, 1)
+# a trapezoid over what rows have in common, with weights of N(0, 1)
+_X = np.linspace(-6.5, 6.5, 37, dtype=np.float32)
 _X_WEIGHT = np.exp(-0.5 * _X**2) / np.sum(np.exp(-0.5 * _X**2))
 _ALIKE = 0.98  # correlations are taken as at most this, beyond which that trapezoid is too coarse
 _SEEN = 1e-5  # hazards below it are not worth more than a bound
-_CDF = ndtr(
-    np.arange(-9.0, 9.0, 1 / 512, dtype=np.float32)
-)  # looked up, a tenth of the time that working it out takes
+_CDF = ndtr(np.arange(-9.0, 9.0, 1 / 512, dtype=np.float32))  # a tenth of the time of working it out
 FLOOR = -690.0  # ln of a variance that no format holds
 
 
@@ -84,23 +81,23 @@ class Draws:
         self.numbers += (ndtri(points).T - np.sum(self.numbers, axis=0) / root) / root
 
     def rows(self, layer: int, shared: float) -> np.ndarray:
-        """With the correlation `shared` between rows."""
+        """A layer's numbers, with the correlation `shared` between rows."""
         common, own = self.numbers[layer, 0], self.numbers[layer, 1:]
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
     def others(self, shared: float | np.ndarray = 0.0) -> np.ndarray:
-        """As `rows`, for what no sum is of; shared: one number, or [walk]."""
+        """More numbers like a layer's, for what is not summed over layers; shared: one number, or [walk]."""
         rows, walks = self.numbers.shape[1:]
         common, own = self.rng.standard_normal(walks), self.rng.standard_normal((rows - 1, walks))
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
     def uniform(self) -> np.ndarray:
-        """In (0, 1), [walk]."""
+        """Uniform numbers in (0, 1), [walk]."""
         return self.rng.random(self.numbers.shape[2])
 
 
 def walk_signal(stack: Stack) -> Walked:
-    """From N(0, 1) inputs to the last layer."""
+    """Walk the signal from N(0, 1) inputs to the last layer."""
     draws, n, moments = Draws(stack, 0), stack.width, stack.moments
     own = np.zeros((stack.depth, stack.rows, stack.walks))
     log_q, noise = own, own.copy()
@@ -170,7 +167,7 @@ def _signal_correlations(stack: Stack, log_q: float, c: float) -> tuple[float, f
     i = m.line(log_q)
     fourth = float(m.spread[i]) + 1
     both = entries.pair_mean(m.square[i], m.square[i], c, fourth)
-    along = float(m.square[i, 2]) ** 2 if stack.orthogonal else 0.0  # see _spread
+    along = float(m.square[i, 2]) ** 2 if stack.orthogonal else 0.0  # see relative_variance
     spread = fourth - 1 - along
     shared = (both - 1 - along * c**2) / spread if spread > 1e-9 else 0.0
     r = entries.pair_mean(m.value[i], m.value[i], c, 1.0)
@@ -229,7 +226,7 @@ def _all_zero(stack: Stack, q: np.ndarray, c: float) -> np.ndarray:
 
 
 def _broken_rows(stack: Stack, log_q: np.ndarray, c: float, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """Drawn: which rows have a number that is not finite, and how many of them: [row, walk] each.
+    """Draw which rows have a number that is not finite, and how many of them: [row, walk] each.
 
     Rows' largest entries are joined by a Gaussian copula whose correlation gives two rows the conditional
     probability that their entries have in the column of the largest.
@@ -240,10 +237,7 @@ def _broken_rows(stack: Stack, log_q: np.ndarray, c: float, draws: Draws) -> tup
     p = -np.expm1(stack.width * np.log1p(-np.minimum(tail, 1 - 1e-16)))
     if not np.any(p > 1e-6):
         return np.zeros(p.shape, bool), np.ones(p.shape)
-    far, near = (
-        -ndtri(np.clip(np.max(tail, axis=0), 1e-12, 0.4)),
-        -ndtri(np.clip(np.max(p, axis=0), 1e-12, 0.4)),
-    )
+    far, near = (-ndtri(np.clip(np.max(x, axis=0), 1e-12, 0.4)) for x in (tail, p))
     ratio = (far / near) ** 2 * (1 - c) / (1 + c)
     found = ndtr(draws.others(np.clip((1 - ratio) / (1 + ratio), 0.0, 1.0))) < p
     hits = np.ones(p.shape)

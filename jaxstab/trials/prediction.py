@@ -10,7 +10,7 @@ import numpy as np
 from jaxstab.nets import initializers
 from jaxstab.nets.weights import GAUSSIAN
 from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
-from jaxstab.theory.trajectory import Trajectory, trajectory
+from jaxstab.theory.trajectories import Trajectory, trajectory
 from jaxstab.trials.family import Vectorized
 
 LN_10 = math.log(10.0)

@@ -1,7 +1,6 @@
 """Functions against their definitions, slopes against differences, and refusals of what is no activation."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +36,6 @@ DEFINITIONS = {
     "scaled_sigmoid": lambda x: 4 * logistic(x) - 2,
     "tanh": np.tanh,
     "erf": special.erf,
-}
-MAX_SLOPES = {
-    "selu": SELU_LAMBDA * SELU_ALPHA,
-    "gelu": float(special.ndtr(math.sqrt(2)) + math.sqrt(2) * math.exp(-1) / math.sqrt(2 * math.pi)),
-    "silu": 1.0998393201288670,  # at the root of its second derivative, x = 2.3994
-    "mish": 1.0884981612517,
-    "sigmoid": 0.25,
-    "erf": 2 / math.sqrt(math.pi),
 }
 
 
@@ -117,20 +108,6 @@ def test_any_relu_is_homogeneous_and_a_shifted_one_is_not(slope):
 def test_a_homogeneous_function_in_float32_passes_and_a_clipped_one_does_not():
     assert activations.is_homogeneous(lambda x: jax.nn.relu(x.astype(jnp.float32)))
     assert not activations.is_homogeneous(jax.nn.relu6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_largest_slope(name):
-    assert activations.max_slope(name) == pytest.approx(MAX_SLOPES.get(name, 1.0), abs=3e-9)
-
-
-def test_largest_slope_of_a_callable_inside_a_traced_program():
-    @jax.jit
-    def program(x):
-        return x * activations.max_slope(lambda y: jnp.sin(3 * y))
-
-    assert program(1.0) == pytest.approx(3.0)
-    assert jax.vmap(program)(jnp.ones(2)).tolist() == [3.0, 3.0]
 
 
 def test_evaluation_is_float64_whatever_the_shape():

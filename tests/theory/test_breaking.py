@@ -16,11 +16,10 @@ from scipy.special import ndtr
 
 import jaxstab
 from jaxstab.errors import UsageError
-from jaxstab.theory import breaking, entries, rowgradient
+from jaxstab.theory import breaking, entries, rowgradient, trajectory
 from jaxstab.theory.activations import ACTIVATIONS
 from jaxstab.theory.breaking import forecast
 from jaxstab.theory.floats import FLOATS, largest_of
-from jaxstab.theory.trajectory import trajectory
 
 ERRORS = 5.0
 NORMAL, KAIMING = 8.0, math.sqrt(2)  # sigma_w at width 64

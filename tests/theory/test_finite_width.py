@@ -35,9 +35,10 @@ def test_lyapunov_exponents():
     assert exponents[0] == pytest.approx(0.557966, abs=6e-7)
     assert exponents == pytest.approx((math.log(2) + special.digamma([2.0, 1.5, 1.0, 0.5])) / 2)
     assert finite_width.lyapunov_exponents(4, 0.1) == pytest.approx(exponents + math.log(0.1))
-    assert finite_width.neutral_scale(4) == pytest.approx(0.572372, abs=6e-7)
-    assert finite_width.lyapunov_exponents(4, finite_width.neutral_scale(4))[0] == pytest.approx(0, abs=1e-12)
-    assert finite_width.lyapunov_variance(4) == pytest.approx(special.polygamma(1, 2) / 4)
+    neutral = math.exp(-exponents[0])
+    assert neutral == pytest.approx(0.572372, abs=6e-7)
+    assert finite_width.lyapunov_exponents(4, neutral)[0] == pytest.approx(0, abs=1e-12)
+    assert log10_row_norm(4, 1)[1] * math.log(10) == pytest.approx(math.sqrt(special.polygamma(1, 2) / 4))
 
 
 def test_exponents_are_the_rates_of_an_explicit_product():
@@ -51,7 +52,7 @@ def test_exponents_are_the_rates_of_an_explicit_product():
     with pytest.raises(AssertionError):
         assert_mean_matches(logs, finite_width.lyapunov_exponents(4, 1.05))  # 5 % of scale is seen
     variance = np.square(np.array(logs)[:, 0] - finite_width.lyapunov_exponents(4)[0])
-    assert_mean_matches(variance, finite_width.lyapunov_variance(4))
+    assert_mean_matches(variance, (log10_row_norm(4, 1)[1] * math.log(10)) ** 2)
 
 
 def test_the_source_s_hundred_and_one_matrices():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from jaxstab.theory import trajectory
 from jaxstab.theory.fluctuations import displacements, reuse_excess
-from jaxstab.theory.trajectory import trajectory
 
 
 def stray(activation, depth, width, sigma_w, sigma_b=0.0, kind="plain", **more):

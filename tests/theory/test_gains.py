@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstab import theory
 from jaxstab.errors import UsageError
-from jaxstab.theory import gaussian, meanfield
+from jaxstab.theory import moments
 from jaxstab.theory.activations import ACTIVATIONS
 from jaxstab.theory.gains import PYTORCH_GAINS, critical_initialization, gain
 
@@ -31,7 +32,7 @@ def test_gains_to_the_published_digits(name):
     assert gain(name) == gain(name, "forward") == pytest.approx(forward, abs=6e-7)
     assert gain(name, "backward") == pytest.approx(backward, abs=6e-7)
     assert gain(name, "std") == pytest.approx(std, abs=6e-7)
-    assert meanfield.chi(name, 1.0, gain(name)) == pytest.approx(chi, abs=6e-7)
+    assert theory.chi(name, 1.0, gain(name)) == pytest.approx(chi, abs=6e-7)
 
 
 def test_closed_forms():
@@ -125,19 +126,19 @@ def test_published_edges_of_chaos():
 def test_chi_is_one_at_the_fixed_point_it_leads_to(name, sigma_b):
     sigma_w, same = critical_initialization(name, sigma_b)
     assert same == sigma_b
-    point = meanfield.fixed_point(name, sigma_w, sigma_b)
+    point = theory.fixed_point(name, sigma_w, sigma_b)
     assert point.chi == pytest.approx(1.0, abs=1e-8)
     assert point.stable
-    assert meanfield.phase(name, sigma_w, sigma_b) == "critical"
-    assert meanfield.phase(name, 1.01 * sigma_w, sigma_b) == "chaotic"
-    assert meanfield.phase(name, 0.99 * sigma_w, sigma_b) == "ordered"
+    assert theory.phase(name, sigma_w, sigma_b) == "critical"
+    assert theory.phase(name, 1.01 * sigma_w, sigma_b) == "chaotic"
+    assert theory.phase(name, 0.99 * sigma_w, sigma_b) == "ordered"
 
 
 def test_sigmoid_is_critical_only_with_large_weights():
     sigma_w, _ = critical_initialization("sigmoid")
     assert sigma_w == pytest.approx(10.149264, abs=1e-5)
-    q = meanfield.fixed_point("sigmoid", sigma_w).q
-    assert sigma_w**2 * gaussian.slope_moment(jax.nn.sigmoid, q) == pytest.approx(1.0, abs=1e-8)
+    q = theory.fixed_point("sigmoid", sigma_w).q
+    assert sigma_w**2 * moments.moments(jax.nn.sigmoid, q).slope_square == pytest.approx(1.0, abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,9 @@ def test_where_there_is_no_edge_the_reason_is_given(name, sigma_b, why):
 
 def test_gelu_at_zero_repels():
     """sigma_w = 2 makes chi = 1 at q = 0; yet any q > 0 grows, so that this is no edge of chaos."""
-    assert meanfield.chi("gelu", 0.0, 2.0) == pytest.approx(1.0)
-    assert meanfield.q_map("gelu", 1e-4, 2.0) > 1e-4
-    assert meanfield.fixed_point("gelu", 2.0, q0=1e-4).q == np.inf
+    assert theory.chi("gelu", 0.0, 2.0) == pytest.approx(1.0)
+    assert theory.q_map("gelu", 1e-4, 2.0) > 1e-4
+    assert theory.fixed_point("gelu", 2.0, q0=1e-4).q == np.inf
 
 
 def test_hard_tanh_is_critical_where_it_is_linear():

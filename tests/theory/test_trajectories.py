@@ -1,5 +1,8 @@
 """Layer by layer against closed forms, and against wide random networks in plain numpy."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +10,20 @@ from samples import assert_mean_matches
 from scipy import special, stats
 
 from jaxstab.errors import UsageError
-from jaxstab.theory import meanfield
-from jaxstab.theory.trajectory import trajectory
+from jaxstab.theory import q_map
+from jaxstab.theory.activations import ACTIVATIONS
+from jaxstab.theory.trajectories import max_slope, trajectory
 
 DEPTH, WIDTH, BATCH, SEEDS = 6, 320, 4, 60
 SIGMA_W, SIGMA_B, BRANCH = 1.3, 0.2, 0.5
+MAX_SLOPES = {
+    "selu": 1.0507009873554805 * 1.6732632423543772,
+    "gelu": float(special.ndtr(math.sqrt(2)) + math.sqrt(2) * math.exp(-1) / math.sqrt(2 * math.pi)),
+    "silu": 1.0998393201288670,  # at the root of its second derivative, x = 2.3994
+    "mish": 1.0884981612517,
+    "sigmoid": 0.25,
+    "erf": 2 / math.sqrt(math.pi),
+}
 
 
 def silu_slope(z):
@@ -139,8 +151,22 @@ def test_tanh_settles_at_its_fixed_point():
     assert walk.gradient_rms[-1] == 1.0
     q = [5 / 3 * 5 / 3]
     for _ in range(99):
-        q.append(meanfield.q_map("tanh", q[-1], 5 / 3))
+        q.append(q_map("tanh", q[-1], 5 / 3))
     np.testing.assert_allclose(walk.log_q, np.log(q), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_largest_slope(name):
+    assert max_slope(ACTIVATIONS[name]) == pytest.approx(MAX_SLOPES.get(name, 1.0), abs=3e-9)
+
+
+def test_largest_slope_of_a_callable_inside_a_traced_program():
+    @jax.jit
+    def program(x):
+        return x * max_slope(lambda y: jnp.sin(3 * y))
+
+    assert program(1.0) == pytest.approx(3.0)
+    assert jax.vmap(program)(jnp.ones(2)).tolist() == [3.0, 3.0]
 
 
 def test_saturation_is_where_the_slope_is_small():
@@ -186,6 +212,16 @@ def test_what_is_not_resolved_is_nan():
     walk = trajectory(jnp.sin, 3, np.array([1.0, 1e8]))
     assert np.all(np.isfinite(walk.rms[0]))
     assert np.isnan(walk.rms[1, 0])
+
+
+@pytest.mark.parametrize("zero", [{"sigma_w": 0.0}, {"sigma_w": 1.0, "q0": 0.0}])
+def test_a_signal_of_zeros_has_the_slope_at_zero(zero):
+    walk = trajectory("gelu", 3, **zero)
+    assert np.all(walk.rms == 0)
+    np.testing.assert_allclose(np.exp(walk.log_step), zero["sigma_w"] ** 2 / 4)
+    sigmoid = trajectory("sigmoid", 3, 0.0)
+    np.testing.assert_allclose(sigmoid.rms, 0.5)
+    assert sigmoid.gradient_rms.tolist() == [0.0, 0.0, 1.0]
 
 
 def test_refusals():

@@ -1,26 +1,61 @@
-"""E[f(u) f(v)] of correlated Gaussian numbers: in closed form, by Hermite series, or by an iterated integral."""
+"""Gaussian expectations of a function of one variable and of two correlated ones, at any variance.
+
+E[f(sqrt(q) z)], z ~ N(0, 1), is a sum over the function's nodes. E[f(u) f(v)] of correlated Gaussian numbers comes in
+closed form, by Hermite series, or by an iterated integral.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from numpy.polynomial.legendre import leggauss
 from scipy.special import erf
 
 from jaxstab.theory.activations import evaluate, homogeneous_slopes
-from jaxstab.theory.gaussian import NODES, Q_MAX, Q_MIN, WEIGHTS, Sampled, sampled, split
+from jaxstab.theory.sampling import NODES, Q_MAX, Q_MIN, WEIGHTS, Sampled, sampled, split
+from jaxstab.typing import Function
 
 _PAIR_NODES, _PAIR_WEIGHTS = leggauss(10)  # in two dimensions nodes cost their square
 _PAIR_EDGES, _PAIR_CUT = 256, 9.0  # at most so many panels; standard deviations
 _TERMS, _PAIR_ERROR = 256, 1e-10  # of Hermite series; what they may leave out, of E[f^2]
 
 
-def expect_pair(
-    function: Callable[..., jax.Array], correlation: float | np.ndarray, q: float | np.ndarray
-) -> np.ndarray:
+class Moments(NamedTuple):
+    """E[phi], E[phi^2] and E[phi'^2] at sqrt(q) z, of q's shape; NaN where phi is not resolved.
+
+    At q = 0 they are the limits q -> 0+: with a kink at 0, slope_square is not phi'(0)^2.
+    """
+
+    mean: np.ndarray
+    square: np.ndarray
+    slope_square: np.ndarray
+
+
+def moments(phi: Function, q: float | np.ndarray) -> Moments:
+    """The moments at any q: in closed form for a homogeneous phi, else with an error about 1e-12 of max |phi|."""
+    slopes = homogeneous_slopes(phi)
+    if slopes is None:
+        nodes = sampled(phi)
+        return Moments(*nodes.mean(np.stack([nodes.value, nodes.value**2, nodes.slope**2]), q))
+    right, left = slopes
+    q, square = np.asarray(q, np.float64), (right**2 + left**2) / 2
+    return Moments((right - left) * np.sqrt(q / (2 * np.pi)), square * q, np.where(np.isnan(q), q, square))
+
+
+def second_moment_slope(phi: Function, q: float | np.ndarray) -> np.ndarray:
+    """d E[phi(sqrt(q) z)^2] / dq, of q's shape, as E[(z^2 - 1) phi^2] / 2q: exact for jumps of phi too."""
+    q = np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX)
+    if homogeneous_slopes(phi) is not None:
+        return moments(phi, q).slope_square  # E[phi^2] = q E[phi'^2]
+    nodes = sampled(phi)
+    square = nodes.value**2 - nodes.value[:, :1] ** 2  # E[z^2 - 1] = 0: what is constant would only cancel
+    with_radius, without = nodes.mean(np.stack([nodes.radius**2 * square, square]), q)
+    return np.asarray((with_radius / q - without) / (2 * q))
+
+
+def expect_pair(function: Function, correlation: float | np.ndarray, q: float | np.ndarray) -> np.ndarray:
     """E[f(u) f(v)] for u, v ~ N(0, q) of the given correlation; of their common shape. Error about 1e-9 E[f^2].
 
     In closed form for homogeneous f; by Hermite coefficients (20 us a pair) where these bound the error; else,
@@ -46,8 +81,8 @@ def _absolute_pair(c: np.ndarray) -> np.ndarray:
     return np.asarray(2 / np.pi * (np.sqrt(np.maximum(1 - c**2, 0.0)) + c * np.arcsin(np.clip(c, -1.0, 1.0))))
 
 
-def _hermite_pairs(function: Callable[..., jax.Array], c: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """`expect_pair` of flat arrays [pair] by Hermite series; NaN where none is known to be near enough.
+def _hermite_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """E[f(u) f(v)] by Hermite series, of flat arrays [pair]; NaN where none is known to be near enough.
 
     A kink at 0, of f itself or of what f is from afar, is taken out as alpha |x|.
     """
@@ -65,22 +100,16 @@ def _hermite_pairs(function: Callable[..., jax.Array], c: np.ndarray, q: np.ndar
 
 
 @functools.lru_cache(maxsize=256)
-def _kinks_at_zero(function: Callable[..., jax.Array]) -> tuple[float, ...]:
-    """0, and half of how much the slope of f grows across 0, and from -infinity to infinity, where it does."""
-    (near_right, near_left), (right, left) = sampled(function).slope[:, 0], _slopes_afar(function)
-    alphas = np.array([0.0, (near_right - near_left) / 2, (right - left) / 2])
-    return tuple(
-        dict.fromkeys(alphas[np.isfinite(alphas) & ((np.abs(alphas) > 1e-6) | (alphas == 0))].tolist())
-    )
-
-
-def _slopes_afar(function: Callable[..., jax.Array]) -> tuple[float, float]:
-    right, left = evaluate(function, np.array([1e12, -1e12])) / 1e12
-    return float(right), -float(left)
+def _kinks_at_zero(function: Function) -> tuple[float, ...]:
+    """0 for none, and half of how much the slope of f grows across 0 and from -infinity to infinity, where it does."""
+    near, far = sampled(function).slope[:, 0], evaluate(function, np.array([1e12, -1e12])) / [1e12, -1e12]
+    alphas = np.array([near, far]) @ [0.5, -0.5]
+    alphas = alphas[np.isfinite(alphas) & (np.abs(alphas) > 1e-6)]
+    return tuple(dict.fromkeys([0.0, *alphas.tolist()]))
 
 
 def _hermite_series(
-    function: Callable[..., jax.Array], alpha: float, c: np.ndarray, sigma: np.ndarray, square: np.ndarray
+    function: Function, alpha: float, c: np.ndarray, sigma: np.ndarray, square: np.ndarray
 ) -> np.ndarray:
     """E[f(u) f(v)] as alpha^2 E[|u||v|] + 2 alpha E[|u| r(v)] + E[r(u) r(v)], f = alpha |x| + r. All [pair].
 
@@ -97,7 +126,7 @@ def _hermite_series(
     terms = 2 * int(np.clip(np.ceil(enough / 2), 1, _TERMS // 2)) if enough >= 0 else _TERMS
     parts = (rest[0] + rest[1], rest[0] - rest[1])
     coefficient = np.stack(
-        [_small(p, h[:, : terms // 2]) for p, h in zip(parts, hermite, strict=True)], axis=-1
+        [_product_of_few_rows(p, h[:, : terms // 2]) for p, h in zip(parts, hermite, strict=True)], axis=-1
     )
     powers = coefficient.reshape(len(c), terms) ** 2
     mean = np.sum(powers * c[:, None] ** np.arange(terms), axis=1)
@@ -109,7 +138,7 @@ def _hermite_series(
     return np.where(seen & (left <= _PAIR_ERROR * square), mean, np.nan)
 
 
-def _small(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _product_of_few_rows(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
     """rows @ table, four rows at a time: so small a product is not worth the threads that BLAS would wait for."""
     blocks = np.pad(rows, ((0, -len(rows) % 4), (0, 0))).reshape(-1, 4, rows.shape[1])
     return (blocks @ np.ascontiguousarray(table)).reshape(-1, table.shape[1])[: len(rows)]
@@ -139,8 +168,8 @@ def _hermite_grid() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarra
     return z, weight, (table[:, ::2].copy(), table[:, 1::2].copy())
 
 
-def _iterated_pairs(function: Callable[..., jax.Array], c: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """`expect_pair` of flat arrays [pair] by an iterated integral: u = sqrt(q) z; v given u is N(c u, q (1 - c^2)).
+def _iterated_pairs(function: Function, c: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """E[f(u) f(v)] as an integral over u = sqrt(q) z of one over v, which given u is N(c u, q (1 - c^2)): [pair].
 
     Panels of both end at f's edges, and those of u close in on f's kinks, which the inner integral smooths over
     sqrt(q (1 - c^2)).
@@ -152,14 +181,14 @@ def _iterated_pairs(function: Callable[..., jax.Array], c: np.ndarray, q: np.nda
     most = int(np.max(counts[order], initial=0)) + 20
     mean = np.full(c.shape, np.nan)
     for block in split(order, max(1, 2**23 // (4 * most**2 * _PAIR_NODES.size**2))):
-        mean[block] = _expect_pairs(function, nodes, c[block], sigma[block])
+        mean[block] = _pairs_of_alike_panels(function, nodes, c[block], sigma[block])
     return mean
 
 
-def _expect_pairs(
-    function: Callable[..., jax.Array], nodes: Sampled, c: np.ndarray, sigma: np.ndarray
+def _pairs_of_alike_panels(
+    function: Function, nodes: Sampled, c: np.ndarray, sigma: np.ndarray
 ) -> np.ndarray:
-    """`_iterated_pairs` of pairs that take the same panels, in units of sigma."""
+    """The iterated integral for pairs that take the same panels, in units of sigma: [pair]."""
     if not c.size:
         return np.zeros(0)
     near = nodes.edges[nodes.edges < _PAIR_CUT * np.max(sigma)]

@@ -1,22 +1,20 @@
-"""Gaussian expectations of any elementwise function, kinks and jumps included, in float64.
+"""The nodes on which a function is sampled, once for all Gaussian expectations of it, in float64.
 
-A function is sampled once, on Gauss-Legendre nodes over panels that are bisected until the function is a
-polynomial on each; a kink or a jump, wherever it lies, ends up on a panel boundary. The same nodes then serve
-every variance q, as E[f(sqrt(q) z)] = integral of f(x) N(x; 0, q) dx, z ~ N(0, 1).
+They are Gauss-Legendre nodes over panels that are bisected until the function is a polynomial on each; a kink or
+a jump, wherever it lies, ends up on a panel boundary. The same nodes serve every variance q, as E[f(sqrt(q) z)] =
+integral of f(x) N(x; 0, q) dx, z ~ N(0, 1).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from numpy.polynomial.legendre import leggauss, legvander
 
-from jaxstab.errors import UsageError
 from jaxstab.theory.activations import derivative, evaluate
+from jaxstab.typing import Function
 
 Q_MIN, Q_MAX = 1e-20, 1e20
 """Variances outside are clipped to these: the limits q -> 0+ and q -> inf, as far as float64 tells."""
@@ -83,8 +81,8 @@ class Sampled:
 
 
 @functools.lru_cache(maxsize=256)
-def sampled(function: Callable[..., jax.Array]) -> Sampled:
-    """The function on its own nodes. Cached: the same function is sampled once."""
+def sampled(function: Function) -> Sampled:
+    """Sample a function on nodes of its own. Cached: the same function is sampled once."""
     edges, kinks, reach = _smooth_panels(function, _TOLERANCES[0])
     if reach < _TAIL:
         edges, kinks, reach = _smooth_panels(function, _TOLERANCES[1])
@@ -97,49 +95,10 @@ def sampled(function: Callable[..., jax.Array]) -> Sampled:
     return Sampled(radius, weight, value, slope, edges, kinks, reach)
 
 
-def expect(function: Callable[..., jax.Array]) -> float:
-    """E[f(z)], z ~ N(0, 1), for any elementwise JAX function; error about 1e-12 (1e-6 for one in float32).
-
-    Raises UsageError where the function is not finite or oscillates too fast to be resolved within 10 sigma.
-    """
-    nodes = sampled(function)
-    mean = float(nodes.mean(nodes.value, 1.0))
-    if not np.isfinite(mean):
-        raise UsageError(f"the Gaussian expectation of {function!r} does not exist or cannot be resolved.")
-    return mean
-
-
-def first_moment(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """E[phi(sqrt(q) z)], of q's shape."""
-    nodes = sampled(phi)
-    return nodes.mean(nodes.value, q)
-
-
-def second_moment(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """E[phi(sqrt(q) z)^2], of q's shape."""
-    nodes = sampled(phi)
-    return nodes.mean(nodes.value**2, q)
-
-
-def slope_moment(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """E[phi'(sqrt(q) z)^2], of q's shape. At q = 0 the limit q -> 0+: with a kink at 0 not phi'(0)^2."""
-    nodes = sampled(phi)
-    return nodes.mean(nodes.slope**2, q)
-
-
-def second_moment_slope(phi: Callable[..., jax.Array], q: float | np.ndarray) -> np.ndarray:
-    """d E[phi(sqrt(q) z)^2] / dq, of q's shape, as E[(z^2 - 1) phi^2] / 2q: exact for jumps of phi too."""
-    nodes = sampled(phi)
-    q = np.clip(np.asarray(q, np.float64), Q_MIN, Q_MAX)
-    square = nodes.value**2 - nodes.value[:, :1] ** 2  # E[z^2 - 1] = 0: what is constant would only cancel
-    with_radius, without = nodes.mean(np.stack([nodes.radius**2 * square, square]), q)
-    return np.asarray((with_radius / q - without) / (2 * q))
-
-
 def _smooth_panels(
-    function: Callable[..., jax.Array], tolerance: tuple[float, float]
+    function: Function, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """`_bisect` done twice: with boundaries at the kinks that the first one finds, few panels are left."""
+    """(edges, kinks, reach) by bisecting twice: with boundaries at the kinks first found, few panels are left."""
     octaves = np.concatenate([[0.0], _LARGE_EDGES])
     _, kinks, _ = _bisect(function, octaves, tolerance)
     edges, _, reach = _bisect(function, np.unique(np.concatenate([octaves, kinks])), tolerance)
@@ -147,7 +106,7 @@ def _smooth_panels(
 
 
 def _bisect(
-    function: Callable[..., jax.Array], edges: np.ndarray, tolerance: tuple[float, float]
+    function: Function, edges: np.ndarray, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(edges, kinks, reach): panels of |x| halved until the function is resolved on each, at +x and at -x."""
     left, right = edges[:-1], edges[1:]
@@ -172,7 +131,7 @@ def _bisect(
 
 
 def _resolved(
-    function: Callable[..., jax.Array], left: np.ndarray, right: np.ndarray, tolerance: tuple[float, float]
+    function: Function, left: np.ndarray, right: np.ndarray, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(fine, finite) [panel]: fine where the polynomial through the nodes meets the function in between."""
     half = (right - left)[:, None] / 2
