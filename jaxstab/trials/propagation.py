@@ -37,6 +37,8 @@ from jaxstab.nets.layers.layer import (
     noting,
     signal,
     start,
+    vectors,
+    with_vectors,
 )
 from jaxstab.nets.weights import Weights
 from jaxstab.scaling import exponent_of, power_of_two, rms
@@ -247,9 +249,11 @@ class Walk:
         """All layers' passages (stacked on axis 0), the streams behind the last, and what was seen of each layer."""
         begun = start(self.layer, random.normal(self.input_key, self.spec.shape))
 
-        def body(streams: dict[str, Stream], index: Array) -> tuple[Any, Any]:
-            key = random.fold_in(self.layers_key, index)
-            params = self.draw(key)
+        def body(carried: tuple[dict[str, Stream], list[Array]], index: Array) -> tuple[Any, Any]:
+            # a bias is drawn one layer ahead: XLA would draw it where it is added, again for every example
+            (streams, biases), key = carried, random.fold_in(self.layers_key, index)
+            params = with_vectors(self.draw(key), biases)
+            biases = vectors(self.draw(random.fold_in(self.layers_key, index + 1)))
             after, seen, pulls = {}, {}, {}
             for name, stream in streams.items():
                 state, pull, noted = self.through(params, stream)
@@ -264,9 +268,11 @@ class Walk:
                 pulls = {name: without_draws(pull) for name, pull in pulls.items()}
             if self.stores_pulls:
                 streams = {name: stream._replace(state=None) for name, stream in streams.items()}
-            return after, (Passage(key, streams, pulls if self.stores_pulls else {}), seen)
+            return (after, biases), (Passage(key, streams, pulls if self.stores_pulls else {}), seen)
 
-        streams, (passages, seen) = jax.lax.scan(body, self.streams_of(begun), jnp.arange(self.spec.depth))
+        first = vectors(self.draw(random.fold_in(self.layers_key, jnp.int32(0))))
+        carried = (self.streams_of(begun), first)
+        (streams, _), (passages, seen) = jax.lax.scan(body, carried, jnp.arange(self.spec.depth))
         return passages, streams, seen
 
     def observe(self, h: Float[Array, "batch ..."], noted: list[Array]) -> dict[str, Array]:

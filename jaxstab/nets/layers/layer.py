@@ -121,6 +121,21 @@ def in_dtype(params: Params, dtype: Any, exponent: Any = 0) -> Params:
     return jax.tree_util.tree_map_with_path(convert, params, is_leaf=lambda x: isinstance(x, Weight))
 
 
+def vectors(params: Params) -> list[Float[Array, " units"]]:
+    """The biases and other vectors among a layer's draws."""
+    return [leaf for leaf in jax.tree.leaves(params) if _is_vector(leaf)]
+
+
+def with_vectors(params: Params, given: list[Float[Array, " units"]]) -> Params:
+    """The draws with these in the place of their `vectors`."""
+    left = iter(given)
+    return jax.tree.map(lambda leaf: next(left) if _is_vector(leaf) else leaf, params)
+
+
+def _is_vector(leaf: Array) -> bool:
+    return leaf.ndim == 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 def gradient_rms(gradient: Params) -> Float[Array, ""]:
     """rms of a loss's gradient with respect to a layer's weights; of other arrays of two or more axes as well.
 
