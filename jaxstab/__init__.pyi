@@ -22,6 +22,9 @@ from .errors import Interrupted as Interrupted
 from .errors import UnstableError as UnstableError
 from .errors import UsageError as UsageError
 from .nets import initializers as initializers
+from .nets.layers.layer import Layer as Layer
+from .nets.layers.layer import preactivation as preactivation
+from .nets.weights import Weights as Weights
 from .observation.transform import observe as observe
 from .observation.whatif import what_if as what_if
 from .report.explanation import Explanation as Explanation

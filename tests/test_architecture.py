@@ -38,7 +38,8 @@ PUBLIC = {
     "gain", "initializers", "critical_initialization", "grid", "zipped", "sample", "uniform", "log_uniform", "choice",
     "sweep", "propagate", "train", "predict", "open_store", "explain", "Explanation", "quantiles", "fit", "Task",
     "propagation", "training", "family", "Family", "Interrupted", "UsageError", "observe", "draw_graph", "Graph",
-    "what_if", "to_onnx", "diagnose", "Diagnosis", "Finding", "UnstableError", "family_of", "theory",
+    "what_if", "to_onnx", "diagnose", "Diagnosis", "Finding", "UnstableError", "family_of",
+    "Layer", "Weights", "preactivation", "theory",
 }  # fmt: skip
 """Every public name; the design's are all here."""
 DESIGN = ROOT.parent / "shared" / "DESIGN.md"

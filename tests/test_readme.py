@@ -22,3 +22,17 @@ def test_a_model_is_diagnosed_as_it_says(tmp_path, capsys):
     exec(compile(program, path, "exec"), {"__name__": "net"})
     assert without_numbers(capsys.readouterr().out) == without_numbers(printed)
     assert program.count("\n") < 16
+
+
+def test_a_layer_of_ones_own_is_measured_as_it_says(capsys):
+    found = re.search(r"## Your own layer\n+```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    program = found.group(1)
+    scope = {"__name__": "layer"}
+    exec(compile(program, "layer.py", "exec"), scope)
+    assert dict(scope["ds"].sizes) == {"kind": 2, "gain": 3, "seed": 64, "layer": 20}
+    assert (scope["ds"].status == 0).all()
+    assert scope["ds"].saturated_fraction.notnull().all()
+    assert "gated" in capsys.readouterr().out
+    own = program.split("@dataclasses")[1].split("ds =")[0]
+    assert len([line for line in own.splitlines() if line.strip()]) <= 15

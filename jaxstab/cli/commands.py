@@ -32,7 +32,8 @@ class Axes:
     init: Values = ()
     """xavier_normal, kaiming_normal, orthogonal, ... (xavier_normal)."""
     kind: Values = ()
-    """plain, residual, normalized, recurrent, lstm (plain)."""
+    """plain, residual, normalized, rms_norm, batch_norm, recurrent, lstm, pre_ln, post_ln, attention,
+    residual_attention (plain)."""
     sampler: Values = ()
     """dense, or conditioned: layers in law without their matrices (dense)."""
     dtype: Values = ()
@@ -47,6 +48,20 @@ class Axes:
     """Of residual branches (1)."""
     forget_bias: Values = ()
     """Of an LSTM's forget gate (1)."""
+    skip_scale: Values = ()
+    """Of what a residual branch is added to (1)."""
+    branch_matrices: Values = ()
+    """Matrices of a residual branch: 1 or 2 (1)."""
+    sublayers: Values = ()
+    """Of pre_ln and post_ln: ffn, attention (ffn)."""
+    tokens: Values = ()
+    """Tokens of an input; 0: inputs are single vectors (0)."""
+    heads: Values = ()
+    """Heads of attention (1)."""
+    qk_scale: Values = ()
+    """Of the logits of attention (1)."""
+    dropout: Values = ()
+    """Rate in every layer (none)."""
 
     def settings(self) -> dict[str, Any]:
         """What was given, as `jaxstab.grid` takes it."""

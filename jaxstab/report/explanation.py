@@ -15,7 +15,8 @@ from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.theory import fixed_points, gains
 from jaxstab.trials.prediction import has_theory, infinite_width, sigmas
-from jaxstab.trials.propagation import HParams, Spec, propagation
+from jaxstab.trials.propagation import propagation
+from jaxstab.trials.stack import HParams, Spec
 
 KEPT = (-6.0, 3.0)
 """log10 of the range that gradients should stay in, [1e-6, 1e3], of the lecture notes."""
@@ -163,10 +164,7 @@ def explain(**settings: Any) -> Explanation:
 
 def _unknown(spec: Spec, hparams: HParams) -> str:
     """The settings of a stack that no theory speaks of."""
-    said = [f"kind={spell(spec.kind)}", f"init={spec.init}"]
-    said += [f"branch_matrices={spec.branch_matrices}"] * (spec.branch_matrices > 1)
-    said += [f"skip_scale={hparams.skip_scale:g}"] * (spec.kind == "residual" and hparams.skip_scale != 1)
-    return ", ".join(said) + " with dropout" * bool(hparams.dropout)
+    return f"kind={spell(spec.kind)}, init={spec.init}" + ", with dropout" * bool(hparams.dropout)
 
 
 def _rates(spec: Any, hparams: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from jaxstab.theory.roots import root_between
 from jaxstab.theory.sampling import sampled
 from jaxstab.typing import Activation, Function, Scalar
 
-KINDS = ("plain", "residual", "normalized")
+KINDS = ("plain", "residual", "normalized", "pre_ln", "post_ln")
 SATURATED = 0.01
 """A unit is saturated where |phi'| is below this part of max |phi'|."""
 TINY = 2.0**-126
@@ -93,6 +93,9 @@ def trajectory(
     *,
     kind: str = "plain",
     branch_scale: Scalar = 1.0,
+    skip_scale: Scalar = 1.0,
+    branch_matrices: int = 1,
+    dropout: Scalar = 0.0,
     q0: Scalar = 1.0,
     c0: Scalar | None = 0.0,
 ) -> Trajectory:
@@ -101,10 +104,14 @@ def trajectory(
     c0 = None leaves the correlation out, which costs 2 ms a layer where the rest costs 0.5.
 
     plain: h = phi(z), z = W h_before + b, of variance q = sigma_w^2 E[h_before^2] + sigma_b^2.
-    residual: h = h_before + s phi(z), s the branch_scale. z is independent of a unit's own h_before, so
-        E[h^2] = E[h_before^2] + 2 s E[h_before] E[phi] + s^2 E[phi^2]: where E[phi] is not 0, means add up.
+    residual: h = a h_before + s f, a the skip_scale, s the branch_scale, f = phi(z). z is independent of a unit's own
+        h_before, so E[h^2] = a^2 E[h_before^2] + 2 a s E[h_before] E[f] + s^2 E[f^2]: where E[f] is not 0, means add
+        up. Of two branch_matrices f = W2 phi(z) has mean 0.
     normalized: h = phi(layer norm of z), so that the activation always sees variance 1.
-    Backward, E[g_before^2] / E[g^2] is sigma_w^2 E[phi'^2], 1 + s^2 times that, or that over q, as if the way
+    pre_ln: a residual of two matrices, z = W norm(h_before) + b, and a last norm before the read-out. post_ln: the norm
+        of a residual of two matrices. Xiong et al. 2020 (arXiv:2002.04745).
+    Dropout of that rate is of phi(z), of a residual's f: E[.^2] is divided by 1 - rate, a cosine multiplied with it.
+    Backward, E[g_before^2] / E[g^2] is sigma_w^2 E[phi'^2], a^2 + s^2 times that, or that over q, as if the way
     back had weights of its own. Exact as the width grows; at width n off by O(1/n).
 
     >>> walked = jaxstab.theory.trajectory("relu", depth=100, sigma_w=1.0)
@@ -116,13 +123,17 @@ def trajectory(
     require_choice(kind, KINDS, "kind of stack")
     if depth < 1:
         raise UsageError(f"depth={depth}: at least 1 is wanted.")
-    w, b, scale, q0, cosine = maps.broadcast(sigma_w, sigma_b, branch_scale, q0, 0.0 if c0 is None else c0)
-    layer = _Layer(resolve(activation), kind, np.ravel(w), np.ravel(b), np.ravel(scale), c0 is not None)
+    numbers = (sigma_w, sigma_b, branch_scale, skip_scale, dropout, q0, 0.0 if c0 is None else c0)
+    w, *rest, q0, cosine = maps.broadcast(*numbers)
+    is_double = branch_matrices == 2 or kind in ("pre_ln", "post_ln")
+    layer = _Layer(resolve(activation), kind, is_double, c0 is not None, *map(np.ravel, (w, *rest)))
     signal = _Signal(np.ravel(maps.log_of(q0)), np.zeros(w.size), np.ravel(cosine))
     with np.errstate(invalid="ignore", over="ignore"):  # -inf - -inf, of a signal that is zero
         *columns, log_step, log_local = _layers(layer, signal, depth)
     after = np.concatenate([log_step[:, 1:], np.zeros_like(log_step[:, :1])], axis=1)
     log_gradient = np.cumsum(after[:, ::-1], axis=1)[:, ::-1]
+    if kind == "pre_ln":
+        log_gradient = log_gradient - columns[1][:, -1:]  # the last norm divides by the signal's rms
     columns = (*columns, log_step, log_gradient, log_local + log_gradient)
     return Trajectory(*(column.reshape((*w.shape, depth)) for column in columns))
 
@@ -156,31 +167,57 @@ class _Layer(NamedTuple):
 
     phi: Function
     kind: str
+    is_double: bool
+    correlates: bool
     sigma_w: np.ndarray
     sigma_b: np.ndarray
     branch_scale: np.ndarray
-    correlates: bool
+    skip_scale: np.ndarray
+    dropout: np.ndarray
 
     def at(self, points: np.ndarray) -> _Layer:
         """The same layer at some of its points."""
-        w, b, scale = (x[points] for x in (self.sigma_w, self.sigma_b, self.branch_scale))
-        return self._replace(sigma_w=w, sigma_b=b, branch_scale=scale)
+        return self._replace(**{name: getattr(self, name)[points] for name in self._fields[4:]})
 
     def step(self, signal: _Signal) -> tuple[_Signal, np.ndarray]:
         """The next signal, and what `Trajectory` has of it; last ln E[(dL/dW)^2] for a gradient of 1."""
-        log_linear = maps.log_variance(signal.log_square, self.sigma_w, self.sigma_b)
-        is_normalized, is_residual = self.kind == "normalized", self.kind == "residual"
+        log_w, log_kept = 2 * maps.log_of(self.sigma_w), maps.log_of(1 - self.dropout)
+        is_normalized, is_pre = self.kind == "normalized", self.kind == "pre_ln"
+        given = signal._replace(log_square=np.zeros_like(signal.log_square)) if is_pre else signal
+        log_linear = maps.log_variance(given.log_square, self.sigma_w, self.sigma_b)
         log_q = np.zeros_like(log_linear) if is_normalized else log_linear
-        log_square, mean, slope = maps.log_moments(self.phi, log_q)
-        after = _Signal(log_square, mean, self._cosine(signal, log_q))
+        log_square, mean, log_slope = maps.log_moments(self.phi, log_q)
+        local = (
+            log_slope - log_kept - (log_linear if is_normalized else 0.0)
+        )  # of W's outputs, for a gradient of 1
+        after = _Signal(log_square, mean, self._cosine(given, log_q))
         zeros, saturated = _shares(self.phi, log_q)
-        slope = slope - log_linear if is_normalized else slope
-        log_step = 2 * maps.log_of(self.sigma_w) + slope
-        if is_residual:
-            slope = slope + 2 * maps.log_of(self.branch_scale)
-            log_step = np.logaddexp(0.0, 2 * maps.log_of(self.sigma_w) + slope)
-            after, zeros = self._add(signal, after), np.zeros_like(log_q)
-        return after, np.stack([log_q, *after, zeros, saturated, log_step, slope + signal.log_square])
+        log_weights = local + given.log_square
+        if self.is_double:
+            local, of_second = local + log_w, log_square - log_kept
+            log_weights = np.logaddexp(log_weights + log_w, of_second) - np.log(2.0)
+            after = _Signal(log_square + log_w, np.zeros_like(mean), after.cosine)
+        after = self._dropped(after, log_kept)
+        zeros = self.dropout + (1 - self.dropout) * zeros
+        log_step = log_w + local - (signal.log_square if is_pre else 0.0)
+        if self.kind in ("residual", "pre_ln", "post_ln"):
+            log_branch = 2 * maps.log_of(self.branch_scale)
+            log_step = np.logaddexp(2 * maps.log_of(self.skip_scale), log_step + log_branch)
+            after, zeros, log_weights = (
+                self._add(signal, after),
+                np.zeros_like(log_q),
+                log_weights + log_branch,
+            )
+        if self.kind == "post_ln":
+            log_step, log_weights = log_step - after.log_square, log_weights - after.log_square
+            after = after._replace(log_square=np.zeros_like(log_q))
+        return after, np.stack([log_q, *after, zeros, saturated, log_step, log_weights])
+
+    @staticmethod
+    def _dropped(signal: _Signal, log_kept: np.ndarray) -> _Signal:
+        """A signal behind a mask that keeps that share, masks of two inputs independent."""
+        mean = signal.mean * np.exp(log_kept / 2)
+        return _Signal(signal.log_square - log_kept, mean, signal.cosine * np.exp(log_kept))
 
     def _cosine(self, signal: _Signal, log_q: np.ndarray) -> np.ndarray:
         """Cosine between two inputs' phi(z), NaN where none was asked for."""
@@ -192,14 +229,14 @@ class _Layer(NamedTuple):
         )
 
     def _add(self, signal: _Signal, branch: _Signal) -> _Signal:
-        """The signal of h + s phi, in units of sqrt(E[h^2])."""
-        s = self.branch_scale * _exponential((branch.log_square - signal.log_square) / 2)
-        cross = 2 * s * signal.mean * branch.mean
-        square = 1 + cross + s**2
+        """The signal of a h + s f, in units of sqrt(E[h^2])."""
+        a, s = self.skip_scale, self.branch_scale * _exponential((branch.log_square - signal.log_square) / 2)
+        cross = 2 * a * s * signal.mean * branch.mean
+        square = a**2 + cross + s**2
         return _Signal(
             signal.log_square + np.log(square),
-            (signal.mean + s * branch.mean) / np.sqrt(square),
-            (signal.cosine + cross + s**2 * branch.cosine) / square,
+            (a * signal.mean + s * branch.mean) / np.sqrt(square),
+            (a**2 * signal.cosine + cross + s**2 * branch.cosine) / square,
         )
 
 

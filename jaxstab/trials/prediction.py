@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxstab.nets import initializers
@@ -29,6 +30,11 @@ NARROWEST = 8
 """Fewer units a layer are no average: what mean field leaves out, of order 1/width, is then 10 % and more."""
 FARTHEST = 1.0
 """How far the ln of a typical network's mean square may lie from mean field's, whose rms is then 0.6 of it."""
+ROUGH_DISPLACEMENT = 2.0
+"""Times layers over width: how far the ln of a mean square lies from mean field's, where it is not derived.
+
+Measured, 0.6 to 1.6 for blocks before and after a norm and for residual branches of two matrices.
+"""
 MOST_DEAD = 0.05
 """Share of networks in which one input's layer is all zero."""
 MOST_EXCESS = 0.05
@@ -45,19 +51,19 @@ def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:
 
 
 def has_theory(spec: Any, hparams: Any) -> bool:
-    """Whether mean-field theory speaks of these stacks: kinds it walks, weights of mean 0, no dropout."""
-    is_walked = spec.kind in ("plain", "residual", "normalized", "recurrent") and spec.branch_matrices == 1
-    return (
-        is_walked
-        and spec.init != "constant"
-        and not hparams.dropout
-        and bool(np.any(_skips_whole(spec, hparams)))
+    """Whether mean-field theory speaks of these stacks: kinds that it walks, weights of mean 0."""
+    is_block = spec.kind in ("pre_ln", "post_ln") and spec.sublayers == "ffn"
+    is_walked = spec.kind in ("plain", "residual", "normalized") or (
+        spec.kind == "recurrent" and not hparams.dropout
     )
+    return (is_walked or is_block) and spec.init != "constant"
 
 
-def _skips_whole(spec: Any, hparams: Any) -> np.ndarray:
-    """Where a residual branch is added to all of its input, as mean field has it; True of other kinds."""
-    return np.asarray((np.asarray(hparams.skip_scale) == 1) | (spec.kind != "residual"))
+def has_range(spec: Any, hparams: Any) -> np.ndarray:
+    """Of which stacks it is derived where networks of finite width leave mean field, and where they break."""
+    is_simple = spec.kind in ("plain", "residual", "normalized", "recurrent") and spec.branch_matrices == 1
+    is_whole = (np.asarray(hparams.skip_scale) == 1) | (spec.kind != "residual")
+    return np.asarray(is_whole & (is_simple and not hparams.dropout))
 
 
 def has_spread(spec: Any) -> bool:
@@ -67,13 +73,23 @@ def has_spread(spec: Any) -> bool:
 
 def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, np.ndarray]:
     """(the infinitely wide stack's layers, sigma_w, sigma_b, branch_scale), of hyperparameters [configuration]."""
-    used = (hparams.gain, hparams.sigma_b, hparams.branch_scale)
-    gain, sigma_b, branch_scale = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in used))
+    used = (hparams.gain, hparams.sigma_b, hparams.branch_scale, hparams.skip_scale, *hparams.dropout)
+    gain, sigma_b, branch_scale, skip, *rates = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in used)
+    )
     sigma_w, sigma_b = sigmas(spec, hparams._replace(gain=gain, sigma_b=sigma_b))
     walked = trajectory(
-        spec.activation, spec.depth, sigma_w, sigma_b, kind=_kind(spec), branch_scale=branch_scale,
+        spec.activation,
+        spec.depth,
+        sigma_w,
+        sigma_b,
+        kind=_kind(spec),
+        branch_scale=branch_scale,
+        skip_scale=skip,
+        branch_matrices=spec.branch_matrices,
+        dropout=rates[0] if rates else 0.0,
         c0=0.0 if spec.batch > 1 else None,
-    )  # fmt: skip
+    )  # fmt: skip - an argument a line otherwise
     return walked, sigma_w, sigma_b, branch_scale
 
 
@@ -90,14 +106,9 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """
     if not has_theory(spec, hparams):
         return _nothing(spec, len(np.atleast_1d(hparams.gain)))
-    known = _skips_whole(spec, hparams)
-    if not known.all():
-        told = _predict(spec, hparams._replace(skip_scale=np.ones_like(known, float)))
-        silent = _nothing(spec, len(known))
-        return {
-            name: np.where(known.reshape(-1, *(1,) * (value.ndim - 1)), value, silent[name])
-            for name, value in told.items()
-        }
+    derived = has_range(spec, hparams)
+    if not derived.all():
+        return _mixed(spec, hparams, derived) if derived.any() else _rough(spec, hparams)
     walked, sigma_w, sigma_b, branch_scale = _walk(spec, hparams)
     values = _variables(walked, spec.batch)
     ends = breaking.forecast(
@@ -109,6 +120,36 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
         for name in names:
             values[name] = np.where(fails, np.nan, values[name])
     return values | _spread(spec, sigma_w, sigma_b) | ends | _loss_scales(spec, values["log10_backward_rms"])
+
+
+def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """The same of stacks whose range is not derived: `ROUGH_DISPLACEMENT` bounds it; where they break is not known."""
+    walked, *_ = _walk(spec, hparams)
+    values, layers = _variables(walked, spec.batch), np.arange(1, spec.depth + 1)
+    far = (
+        ROUGH_DISPLACEMENT
+        * np.array([layers, spec.depth - layers, np.full(spec.depth, spec.depth)])
+        / spec.width
+    )
+    fails = [np.broadcast_to(x > FARTHEST, walked.log_q.shape) | (spec.width < NARROWEST) for x in far]
+    if spec.kind == "residual" and spec.branch_matrices == 1:
+        beyond = _excess(walked) / spec.width > MOST_EXCESS
+        fails[1:] = [fail | beyond for fail in fails[1:]]
+    for names, fail in zip((FORWARD, BACKWARD, ("weight_gradient_rms",)), fails, strict=True):
+        for name in names:
+            values[name] = np.where(fail, np.nan, values[name])
+    silent = _nothing(spec, len(walked.log_q))
+    return silent | values | _loss_scales(spec, values["log10_backward_rms"])
+
+
+def _mixed(spec: Any, hparams: Any, derived: np.ndarray) -> dict[str, np.ndarray]:
+    """Each configuration as if it were alone."""
+    parts = [
+        (rows, _predict(spec, jax.tree.map(lambda x, rows=rows: x[rows], hparams)))
+        for rows in (derived, ~derived)
+    ]
+    order = np.argsort(np.concatenate([np.flatnonzero(rows) for rows, _ in parts]))
+    return {name: np.concatenate([told[name] for _, told in parts])[order] for name in parts[0][1]}
 
 
 predict = Vectorized(_predict)

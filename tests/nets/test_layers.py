@@ -251,6 +251,11 @@ def test_a_users_layer_resumes_and_another_one_is_refused(tmp_path):
         ({"kind": "pre_ln", "heads": 5, "width": 16}, "heads=5: a divisor of width=16"),
         ({"kind": "residual", "branch_matrices": 3}, "branch_matrices=3: 1 or 2"),
         ({"dropout": 1.5}, "dropout=1.5: a rate is a probability"),
+        ({"dropout": 0.1, "kind": "lstm"}, "kind='lstm' has none"),
+        (
+            {"tokens": 2**20, "width": 2**11},
+            r"width=2048 and batch=2 of 1048576 tokens: a signal of .* entries",
+        ),
         ({"tokens": -1}, "tokens=-1"),
     ],
 )

@@ -11,7 +11,10 @@ from samples import assert_mean_matches
 import jaxstab
 from jaxstab.theory import finite_width
 from jaxstab.trials import propagation as module
-from jaxstab.trials.propagation import HParams, Spec, Walk, make_trial
+from jaxstab.trials import walk as walks
+from jaxstab.trials.propagation import make_trial
+from jaxstab.trials.stack import HParams, Spec
+from jaxstab.trials.walk import Walk
 
 KINDS = {
     "plain": {},
@@ -243,7 +246,7 @@ def test_drawing_again_is_storing(monkeypatch, sampler):
         return make_trial(Spec(depth=5, width=16, batch=3, sampler=sampler))(key, hparams)
 
     stored = jax.jit(fresh)(jax.random.key(1), HParams())
-    monkeypatch.setattr(module, "STORED_DRAWS_BYTES", 0)
+    monkeypatch.setattr(walks, "STORED_DRAWS_BYTES", 0)
     jax.clear_caches()
     redrawn = jax.jit(fresh)(jax.random.key(1), HParams())
     for name in stored:

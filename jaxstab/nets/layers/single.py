@@ -112,7 +112,7 @@ class Lstm(Make):
 
     def __call__(self, params: Params, state: tuple[Array, Array], numbers: Numbers) -> tuple[Array, Array]:
         h, c = state
-        i, f, g, o = jnp.split(params["weight"](h) + params["bias"], 4, axis=1)
+        i, f, g, o = jnp.split(params["weight"](h) + params["bias"], 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * self.phi(preactivation(g))
         return jax.nn.sigmoid(o) * self.phi(c), c
 

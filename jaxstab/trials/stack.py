@@ -1,0 +1,138 @@
+"""What a propagation is of: the Spec of a stack of layers, and the numbers that vary within one program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+
+from jaxstab.errors import UsageError, canonicalize
+from jaxstab.names import spell
+from jaxstab.nets.layers import register
+from jaxstab.nets.layers.layer import (
+    Layer,
+)
+from jaxstab.nets.weights import Weights
+from jaxstab.theory import activations
+from jaxstab.trials.family import require_all
+from jaxstab.trials.outputs import Doc
+from jaxstab.typing import Activation
+
+DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("default", "high", "highest")
+MOST_ENTRIES = 2**31
+"""Arrays of so many entries or more cannot be indexed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The program: sizes, names and dtypes of a stack."""
+
+    depth: Annotated[int, Doc("number of layers")] = 100
+    width: Annotated[int, Doc("units of a layer")] = 256
+    batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
+    activation: Annotated[Activation, Doc("activation function")] = "tanh"
+    init: Annotated[str, Doc("initialization of the weights")] = "xavier_normal"
+    kind: Annotated[Any, Doc("kind of stack, or its layer")] = "plain"
+    sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law without")] = "dense"
+    dtype: Annotated[str, Doc("format of the signal and of the gradient")] = "float32"
+    precision: Annotated[str, Doc("precision of matrix products")] = "highest"
+    branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
+    sublayers: Annotated[str, Doc("what the layers of a transformer are")] = "ffn"
+    tokens: Annotated[int, Doc("tokens of an input; 0: inputs are single vectors")] = 0
+    heads: Annotated[int, Doc("heads of attention")] = 1
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "batch"):
+            if not 1 <= getattr(self, name) < MOST_ENTRIES:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
+        if self.tokens < 0:
+            raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
+        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS, "sublayers": register.SUBLAYERS})
+        activations.canonicalize(self)
+        if isinstance(self.kind, str):
+            canonicalize(self, {"kind": register.KINDS})
+        for name in ("init", "sampler"):
+            object.__setattr__(self, name, getattr(self.weights, name))
+        self._require_arrays()
+        self._require_layer()
+
+    def _require_arrays(self) -> None:
+        """Refuse arrays that XLA cannot index: 2^31 entries or more."""
+        width, tokens = self.width, max(self.tokens, 1)
+        rows = self.batch * tokens
+        if width * rows >= MOST_ENTRIES:
+            said = f"width={width} and batch={self.batch}" + f" of {tokens} tokens" * (tokens > 1)
+            raise UsageError(
+                f"{said}: a signal of {width * rows:.2g} entries, and an array holds fewer than 2^31;"
+                f" at this width batch={(MOST_ENTRIES - 1) // (width * tokens)} would fit."
+            )
+        # where examples are not few a layer drawn in law draws its matrix
+        is_drawn = self.sampler == "dense" or 2 * rows > width
+        blocks = 4 if self.kind == "lstm" else 1
+        if is_drawn and blocks * width**2 >= MOST_ENTRIES:
+            fitting = math.isqrt((MOST_ENTRIES - 1) // blocks)
+            raise UsageError(
+                f"width={width}: a matrix of {blocks * width**2:.2g} entries, and an array holds fewer than 2^31;"
+                f" width={fitting} would fit, or sampler='conditioned', which draws no matrix where examples are few."
+            )
+
+    def _require_layer(self) -> None:
+        """Refuse a layer that cannot be one, and one that wants tokens where there are none."""
+        if not isinstance(self.kind, (str, Layer)):
+            choices = ", ".join(register.KINDS)
+            raise UsageError(
+                f"kind={spell(self.kind)}: a name, or an object with draw(key, numbers) and"
+                f" __call__(params, state, numbers), is wanted. Choices: {choices}."
+            )
+        attends = self.kind in register.ATTENDING or (
+            self.kind in register.ORDERS and self.sublayers != "ffn"
+        )
+        if attends and not self.tokens:
+            raise UsageError(f"kind={self.kind!r} attends to tokens: give tokens=, 1 or more.")
+        self.layer  # noqa: B018 - refuses what it cannot be made of
+
+    @property
+    def weights(self) -> Weights:
+        """How this Spec's weights are drawn."""
+        return Weights(self.init, self.sampler, self.precision)
+
+    @property
+    def layer(self) -> Layer:
+        """The layer that this Spec describes, or holds."""
+        if not isinstance(self.kind, str):
+            return self.kind
+        return register.make_layer(
+            self.kind, self.width, self.activation, self.weights, branch_matrices=self.branch_matrices,
+            sublayers=self.sublayers, heads=self.heads,
+        )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the inputs: [batch, width], or [batch, tokens, width]."""
+        return (self.batch, self.tokens, self.width) if self.tokens else (self.batch, self.width)
+
+
+class HParams(NamedTuple):
+    """The numbers: each is traced, so that any of their values is a lane of the same program."""
+
+    gain: Annotated[float, Doc("factor on the weights")] = 1.0
+    sigma_b: Annotated[float, Doc("standard deviation of the biases")] = 0.0
+    branch_scale: Annotated[float, Doc("factor on a residual branch")] = 1.0
+    forget_bias: Annotated[float, Doc("bias of an LSTM's forget gate")] = 1.0
+    skip_scale: Annotated[float, Doc("factor on what a residual branch is added to")] = 1.0
+    qk_scale: Annotated[float, Doc("factor on the logits of attention")] = 1.0
+    dropout: Annotated[tuple[float, ...], Doc("dropout rate of every layer; none: no dropout")] = ()
+
+    def validate(self, spec: Spec) -> None:
+        """Refuse a negative standard deviation, and rates that are none."""
+        holds = ~(np.asarray(self.sigma_b) < 0)
+        require_all(holds, "sigma_b", self.sigma_b, "a standard deviation is at least 0.")
+        if len(self.dropout) > 1:
+            raise UsageError(f"dropout: {len(self.dropout)} rates; one for all layers, or none, is wanted.")
+        if self.dropout and spec.kind == "lstm":
+            raise UsageError("dropout: kind='lstm' has none; leave it out.")
+        for rate in map(np.asarray, self.dropout):
+            require_all((rate >= 0) & (rate <= 1), "dropout", rate, "a rate is a probability.")
