@@ -152,7 +152,7 @@ def test_diverged_lanes_end_with_three_where_that_is_asked_for(capsys):
         (["propagate", "--gain", "big"], ["gain='big'"]),
         (["propagate", "--seeds", "0"], ["seeds=0"]),
         (["train", "--hidden", "0"], ["hidden=(0,)"]),
-        (["train", "--dropout", "1.5"], ["dropout=(1.5,)"]),
+        (["train", "--dropout", "1.5"], ["dropout=1.5"]),
         (["train", "--dataset", "mnist"], ["'mnist'", "digits"]),
         (["gain", "tnah"], ["'tnah'", "'tanh'"]),
         (["sweep", "nothing"], ["'nothing'", "propagation"]),

@@ -28,7 +28,7 @@ def test_a_layer_of_ones_own_is_measured_as_it_says(capsys):
     found = re.search(r"## Your own layer\n+```python\n(.*?)```", README, re.DOTALL)
     assert found is not None
     program = found.group(1)
-    scope = {"__name__": "layer"}
+    scope = {"__name__": "__main__"}  # a dataclass looks its module up
     exec(compile(program, "layer.py", "exec"), scope)
     assert dict(scope["ds"].sizes) == {"kind": 2, "gain": 3, "seed": 64, "layer": 20}
     assert (scope["ds"].status == 0).all()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -166,15 +165,18 @@ def test_unscaled_weights_at_width_256():
     assert told("linear", 16.0, 20, width=256, batch=16)["first_bad_layer_backward"] == 16
 
 
-def test_what_cannot_break_costs_nothing_and_is_0():
+def test_what_cannot_break_is_walked_by_nobody_and_is_0(monkeypatch):
+    class Untouched:
+        def __getattr__(self, name):
+            pytest.fail(f"rowwalk.{name} was asked for")
+
+    monkeypatch.setattr(breaking, "rowwalk", Untouched())
     many = np.full((1000, 100), 0.3)
     one = np.ones(1000)
-    began = time.perf_counter()
     found = forecast(
         "gelu", kind="plain", width=256, depth=100, batch=16, sigma_w=one, sigma_b=0 * one, branch_scale=one,
         dtype="float32", log10_forward_rms=many, log10_backward_rms=-many,
     )  # fmt: skip
-    assert time.perf_counter() - began < 0.1
     assert set(found) == set(breaking.NAMES)
     for name, values in found.items():
         assert np.all(np.isnan(values) if name.endswith(("_low", "_high")) else values == 0), name

@@ -13,8 +13,8 @@ import pytest
 from jaxstab import theory
 from jaxstab.theory import finite_width
 from jaxstab.theory.activations import ACTIVATIONS
-from jaxstab.theory.trajectories import KINDS
 
+KINDS = ("plain", "residual", "normalized")
 BEFORE = Path(__file__).with_name("before.npz")
 SIGMA_W, SIGMA_B = np.array([0.5, 0.9, 1.7, 3.0])[:, None], np.array([0.0, 0.3])
 COLUMNS = ("log_square", "log_gradient", "correlation", "saturated_fraction", "relative_mean")
