@@ -155,7 +155,7 @@ def explain(**settings: Any) -> Explanation:
         return Explanation(settings, math.nan, math.nan, *unknown, forecast, (), (silent,))
     sigma_w, sigma_b = map(float, sigmas(spec, hparams))
     forward, backward = _rates(spec, hparams)
-    phase, chi, depth_scale = _phase(spec, sigma_w, sigma_b)
+    phase, chi, depth_scale = _phase(spec, hparams, sigma_w, sigma_b)
     known = (forward, backward, phase, chi, depth_scale, holds[0], holds[1])
     advice = _find_advice(spec, hparams, sigma_w, sigma_b)
     facts = Explanation(settings, sigma_w, sigma_b, *known, forecast, advice, ())
@@ -175,9 +175,9 @@ def _rates(spec: Any, hparams: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(walked["log10_forward_rms"]), -np.diff(walked["log10_backward_rms"])[::-1]
 
 
-def _phase(spec: Any, sigma_w: float, sigma_b: float) -> tuple[str, float, float]:
-    """(phase, chi, depth scale in layers) of the fixed point."""
-    if spec.kind not in ("plain", "recurrent"):
+def _phase(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> tuple[str, float, float]:
+    """(phase, chi, depth scale in layers) of the fixed point; with dropout there is none."""
+    if spec.kind not in ("plain", "recurrent") or hparams.dropout:
         return "", math.nan, math.nan
     point = fixed_points.fixed_point(spec.activation, sigma_w, sigma_b)
     scale = fixed_points.depth_scale_gradient(spec.activation, sigma_w, sigma_b)
@@ -217,7 +217,7 @@ def _candidates(spec: Any, hparams: Any, sigma_w: float, sigma_b: float) -> list
     """Numbers that are worth weighing."""
     if spec.kind == "residual":
         return [{"branch_scale": 1 / math.sqrt(spec.depth)}]
-    if spec.kind not in ("plain", "recurrent") or not sigma_w:
+    if spec.kind not in ("plain", "recurrent") or not sigma_w or hparams.dropout:
         return []
     per_gain = sigma_w / abs(hparams.gain)
     own_bias = float(
@@ -273,6 +273,8 @@ def _sentences(facts: Explanation, spec: Any) -> list[str]:
         chi = f"{facts.chi:.4f}" if facts.chi < 100 else f"{facts.chi:.4g}"
         scale = f", depth scale {facts.depth_scale:.3g} layers" if facts.depth_scale < 1e6 else ""
         text.append(f"The fixed point is {facts.phase} (chi = {chi}{scale}).")
+    elif spec.kind == "plain" and "dropout" in facts.settings:
+        text.append("Masks keep inputs apart: with dropout there is no critical line.")
     return text + _describe_advice(facts, spec)
 
 
@@ -299,6 +301,8 @@ def _fate(facts: Explanation) -> str:
         return ""  # what infinitely wide networks would keep is no verdict on these
     if abs(rate) < STEADY:
         return " That is within [1e-6, 1e3]."
+    if abs(_median(facts.rates_backward[: -(-len(facts.rates_backward) // 4)]) - rate) > 0.2 * abs(rate):
+        return " That is within [1e-6, 1e3] at this depth; its rate changes from layer to layer."
     layers = math.ceil((KEPT[0] if rate < 0 else KEPT[1]) / rate) + 1
     return f" That is within [1e-6, 1e3] at this depth; at this rate it is left at about {layers} layers."
 
