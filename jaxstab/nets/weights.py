@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 from jaxstab import random
 from jaxstab.errors import UsageError, canonicalize
+from jaxstab.names import spell
 from jaxstab.nets import conditioned, initializers
+from jaxstab.nets.initializers import Initializer
 from jaxstab.scaling import outer_rms
 from jaxstab.typing import Scalar
 
@@ -24,20 +26,29 @@ CONDITIONED = (*GAUSSIAN, "orthogonal")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How weights are drawn, by which `init`, and how they multiply: `draw` makes one."""
+    """How weights are drawn and how they multiply: `draw` makes one.
 
-    init: str
+    init: a scheme's name, or any initializer of JAX's protocol, `(key, shape, dtype) -> array`.
+
+    Errors: UsageError for what is neither, and for what cannot be drawn as `sampler` and `precision` ask.
+    """
+
+    init: str | Initializer
     sampler: str = "dense"
     precision: str = "highest"
 
     def __post_init__(self) -> None:
-        canonicalize(self, {"init": initializers.NAMES, "sampler": SAMPLERS})
+        canonicalize(
+            self, {"sampler": SAMPLERS} | ({} if callable(self.init) else {"init": initializers.NAMES})
+        )
+        if callable(self.init):
+            _require_initializer(self.init)
         if self.sampler == "dense":
             return
         if self.init not in CONDITIONED:
             raise UsageError(
-                f"init={self.init!r} cannot be drawn without its matrix (sampler='conditioned'): only Gaussian and"
-                f" orthogonal ones can. Choices: {', '.join(CONDITIONED)}; or sampler='dense'."
+                f"init={spell(self.init)!r} cannot be drawn without its matrix (sampler='conditioned'): only Gaussian"
+                f" and orthogonal ones can. Choices: {', '.join(CONDITIONED)}; or sampler='dense'."
             )
         if self.precision != "highest":
             raise UsageError(
@@ -50,12 +61,37 @@ class Weights:
         probe = jnp.float32(0.0)
         if self.sampler == "conditioned":
             return Weight(key, jnp.asarray(gain, jnp.float32), probe, self, fan_in, units)
-        kernel_init = initializers.resolve(self.init)(gain=gain)
+        kernel_init = (
+            _scaled(self.init, gain) if callable(self.init) else initializers.resolve(self.init)(gain=gain)
+        )
         dense = nn.Dense(units, use_bias=False, precision=self.precision, kernel_init=kernel_init)
         row = jnp.zeros((1, fan_in), jnp.float32)
         keys = random.split(key, blocks) if blocks > 1 else key[None]
         kernels: list[Any] = [dense.init(k, row)["params"]["kernel"] for k in keys]
         return Weight(jnp.concatenate(kernels, axis=1), None, probe, self, fan_in, blocks * units)
+
+
+def _scaled(init: Initializer, gain: Scalar) -> Initializer:
+    """An initializer times a gain, which may be traced."""
+
+    def scaled(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.asarray(gain, dtype) * init(key, shape, dtype)
+
+    return scaled
+
+
+def _require_initializer(init: Initializer) -> None:
+    """Refuse a callable that draws no matrix."""
+    try:
+        drawn = jax.eval_shape(lambda key: init(key, (2, 3), jnp.float32), jax.random.key(0))
+        shape = drawn.shape
+    except Exception as error:  # whatever a user's function raises when it is called as none
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"init={spell(init)} is no initializer (key, shape, dtype): {reason}") from None
+    if shape != (2, 3):
+        raise UsageError(
+            f"init={spell(init)} is no initializer (key, shape, dtype): for (2, 3) it gives {shape}."
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +128,7 @@ class Weight:
             return dense.apply({"params": {"kernel": self.drawn.astype(rows.dtype)}}, rows)  # type: ignore[return-value]
         if self.weights.init == "orthogonal":
             return conditioned.haar_layer(self.drawn, rows, self.gain)
+        assert isinstance(self.weights.init, str)
         std = initializers.weight_std(self.weights.init, self.fan_in, self.units)
         return conditioned.gaussian_layer(self.drawn, rows, std * self.gain, self.units)
 

@@ -164,7 +164,7 @@ def explain(**settings: Any) -> Explanation:
 
 def _unknown(spec: Spec, hparams: HParams) -> str:
     """The settings of a stack that no theory speaks of."""
-    return f"kind={spell(spec.kind)}, init={spec.init}" + ", with dropout" * bool(hparams.dropout)
+    return f"kind={spell(spec.kind)}, init={spell(spec.init)}" + ", with dropout" * bool(hparams.dropout)
 
 
 def _rates(spec: Any, hparams: Any) -> tuple[np.ndarray, np.ndarray]:

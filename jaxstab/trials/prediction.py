@@ -56,7 +56,7 @@ def has_theory(spec: Any, hparams: Any) -> bool:
     is_walked = spec.kind in ("plain", "residual", "normalized") or (
         spec.kind == "recurrent" and not hparams.dropout
     )
-    return (is_walked or is_block) and spec.init != "constant"
+    return (is_walked or is_block) and isinstance(spec.init, str) and spec.init != "constant"
 
 
 def has_range(spec: Any, hparams: Any) -> np.ndarray:

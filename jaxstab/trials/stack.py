@@ -34,7 +34,7 @@ class Spec:
     width: Annotated[int, Doc("units of a layer")] = 256
     batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
     activation: Annotated[Activation, Doc("activation function")] = "tanh"
-    init: Annotated[str, Doc("initialization of the weights")] = "xavier_normal"
+    init: Annotated[Any, Doc("initialization of the weights")] = "xavier_normal"
     kind: Annotated[Any, Doc("kind of stack, or its layer")] = "plain"
     sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law without")] = "dense"
     dtype: Annotated[str, Doc("format of the signal and of the gradient")] = "float32"

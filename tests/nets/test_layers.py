@@ -247,6 +247,12 @@ def test_a_users_layer_resumes_and_another_one_is_refused(tmp_path):
     [
         ({"kind": "residul"}, "unknown kind 'residul'.*Did you mean 'residual'"),
         ({"kind": {"mine": 3}}, r"kind=3: a name, or an object with draw\(key, numbers\)"),
+        ({"init": {"mine": lambda key: key}}, r"init=<lambda> is no initializer \(key, shape, dtype\)"),
+        ({"init": {"mine": lambda key, shape, dtype: jnp.zeros(3)}}, r"for \(2, 3\) it gives \(3,\)"),
+        (
+            {"init": {"mine": jax.nn.initializers.he_normal()}, "sampler": "conditioned"},
+            "cannot be drawn without",
+        ),
         ({"kind": "attention"}, "attends to tokens: give tokens="),
         ({"kind": "pre_ln", "heads": 5, "width": 16}, "heads=5: a divisor of width=16"),
         ({"kind": "residual", "branch_matrices": 3}, "branch_matrices=3: 1 or 2"),
@@ -263,6 +269,17 @@ def test_what_cannot_be_meant_is_named(settings, words):
     with pytest.raises(jaxstab.UsageError, match=words) as refusal:
         jaxstab.propagate(2, depth=2, batch=2, **settings)
     assert "\n" not in str(refusal.value)
+
+
+def test_any_initializer_of_jaxs_protocol_draws_the_weights():
+    settings = {"depth": 4, "width": 64, "batch": 4, "keep": ["forward_rms"], "progress": False}
+    own = {"own": jax.nn.initializers.normal(64**-0.5), "lecun": "lecun_normal"}
+    data = jaxstab.propagate(400, init=own, gain=[1.0, 2.0], activation="relu", **settings)
+    assert data.attrs["programs"] == 2
+    squares = data.forward_rms.values.astype(np.float64)[:, 0] ** 2
+    assert_mean_matches(squares[0], 0.5 ** np.arange(1, 5))
+    np.testing.assert_allclose(squares[0].mean(0), squares[1].mean(0), rtol=0.2)
+    assert np.isnan(jaxstab.predict(init=own, depth=2, width=64).forward_rms.sel(init="own")).all()
 
 
 def squares(seeds, **settings):

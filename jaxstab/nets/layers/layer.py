@@ -44,10 +44,11 @@ class Numbers(NamedTuple):
 class Layer(Protocol):
     """One layer. Frozen and hashable, since it is part of what a program is compiled for.
 
-    Optional besides: `is_homogeneous` (a > 0 times the state and the biases gives a times the next state, so that a
-    signal can be followed past what any dtype holds), `is_reused` (one draw serves every layer, as over time),
-    `start(inputs)` (the state before the first layer; the inputs themselves) and `end(state)` (what the read-out
-    reads; the state's first array). Where a layer calls `preactivation(z)`, the share of saturated units is seen.
+    Optional besides: `is_homogeneous` (a > 0 times the state and the biases gives a times the next state, of `end` as
+    well, so that a signal can be followed past what any dtype holds), `is_reused` (one draw serves every layer, as
+    over time), `start(inputs)` (the state before the first layer; the inputs themselves) and `end(state)` (what the
+    read-out reads; the state's first array). Where a layer calls `preactivation(z)`, the share of saturated units is
+    seen.
     """
 
     def draw(self, key: jax.Array, numbers: Numbers) -> Params:
@@ -172,5 +173,6 @@ class Make:
         units = blocks * self.width
         normal_key, own_key = random.split(key)
         bias = jnp.float32(numbers.sigma_b) * random.normal(normal_key, (units,))
-        own = initializers.bias_initializer(self.weights.init, self.width)
+        init = self.weights.init
+        own = initializers.bias_initializer(init, self.width) if isinstance(init, str) else None
         return bias if own is None else bias + own(own_key, (units,), jnp.float32)
