@@ -17,6 +17,7 @@ from samples import assert_law
 from experiments import (
     backprop,
     deep_stack,
+    depth_scaling,
     gain_table,
     initialization,
     matrix_product,
@@ -36,6 +37,7 @@ MODULES = {
     for m in (
         backprop,
         deep_stack,
+        depth_scaling,
         gain_table,
         initialization,
         matrix_product,
@@ -163,6 +165,22 @@ def test_remedies_keep_gradients_where_they_are_said_to(results):
     kept = dict(zip(kept.remedy.values.astype(str), kept.values, strict=True))
     assert kept["residual"] == kept["plain, critical"] == kept["LSTM, small weights, bias ln 99"] == 1
     assert kept["plain, small weights"] == kept["plain, large weights"] == kept["RNN, small weights"] == 0
+
+
+def test_a_branch_that_shrinks_with_depth_has_a_limit(results):
+    """Factors on the mean square: (1 + L^-2a)^L with two matrices; with one, means of ReLU add up."""
+    data = data_of(results, "depth_scaling").isel(depth=-1)
+    depth = int(data.depth)
+    factors = 10 ** data.signal.median("seed")
+    for exponent in (0.0, 0.5, 1.0):
+        wanted = (1 + depth ** (-2 * exponent)) ** depth
+        np.testing.assert_allclose(
+            factors.sel(matrices=2, exponent=exponent), wanted, rtol=0.6 if not exponent else 0.2
+        )
+    assert float(factors.sel(matrices=1, exponent=0.5)) > 5 * float(factors.sel(matrices=2, exponent=0.5))
+    theory = data.signal_theory.sel(matrices=1)
+    assert float(theory.sel(exponent=0.5)) == pytest.approx(np.log10(29.25), abs=1e-3)
+    assert float(theory.sel(exponent=1.0)) == pytest.approx(np.log10(1.4049), abs=1e-4)
 
 
 def test_an_unequal_layer_keeps_one_variance_at_a_time(results):

@@ -1,0 +1,122 @@
+"""By what must a residual branch shrink with depth, L^-a, for the signal to have a limit?
+
+The lecture notes turn products into sums; how large the summands may be they do not say. With a second matrix in the
+branch, h + L^-a W2 phi(W1 h), the branch has mean 0 and the mean square of the last layer is (1 + L^-2a)^L: 2^L for
+a = 0, e for a = 1/2, 1 for a = 1, and so is the gradient's. Without one, means of the activation add up: for ReLU
+a = 1/2 has no limit, cosh^2(sqrt(L/pi)) from above, and a = 1 tends to cosh^2(1/sqrt(pi)) = 1.354. CompleteP
+(arXiv:2505.01618) takes a = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+import jaxstab
+from jaxstab.report import figures
+from jaxstab.report.claims import Claim, make_claim
+from jaxstab.report.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXPONENTS = (0.0, 0.5, 1.0)
+GAINS = {1: 2**0.5, 2: 2**0.25}
+"""Matrices of the branch -> gain of each, at which a ReLU branch has the mean square of its input."""
+claim = partial(make_claim, "depth_scaling", source="arXiv:2505.01618, lecture notes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Residual stacks of each of `depths`."""
+
+    seeds: int = 128
+    depths: tuple[int, ...] = (4, 16, 64)
+    width: int = 512
+    batch: int = 2
+
+
+SCALES = {
+    "smoke": Config(seeds=8, depths=(4, 16), width=128),
+    "default": Config(),
+    "full": Config(seeds=1024, depths=(4, 8, 16, 32, 64, 128), width=1024),
+}
+
+
+def run(config: Config) -> Record:
+    """Decades that signal and gradient gain over a stack, for each number of matrices, exponent and depth."""
+    found = [
+        xr.concat([_one(config, matrices, depth) for depth in config.depths], "depth").assign_coords(
+            matrices=matrices
+        )
+        for matrices in GAINS
+    ]
+    return Record(xr.concat(found, "matrices").assign_coords(depth=list(config.depths)))
+
+
+def _one(config: Config, matrices: int, depth: int) -> xr.Dataset:
+    settings = {
+        "kind": "residual", "activation": "relu", "init": "lecun_normal", "branch_matrices": matrices, "depth": depth,
+        "width": config.width, "batch": config.batch, "gain": GAINS[matrices],
+    }  # fmt: skip  # an argument a line otherwise
+    space = jaxstab.grid(**settings) * jaxstab.grid(branch_scale=[depth**-a for a in EXPONENTS])
+    names = ["log10_forward_rms", "log10_backward_rms"]
+    measured = jaxstab.sweep(
+        jaxstab.propagation,
+        space * jaxstab.grid(sampler="conditioned"),
+        config.seeds,
+        keep=names,
+    )
+    told = jaxstab.predict(space)
+    parts = {}
+    for name, variable, layer in (("signal", names[0], -1), ("gradient", names[1], 0)):
+        parts[name] = 2 * measured[variable].isel(layer=layer, drop=True)
+        parts[f"{name}_theory"] = 2 * told[variable].isel(layer=layer, drop=True)
+    by_exponent = xr.Dataset(parts).reset_coords(drop=True).rename(branch_scale="exponent")
+    return by_exponent.assign_coords(exponent=list(EXPONENTS))
+
+
+def plot(record: Record) -> dict[str, Figure]:
+    """The factor on the mean square of signal and gradient over depth; dashed: theory, where it holds at this width."""
+    import matplotlib.pyplot as plt
+
+    data = record.data
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6.4), sharex=True, sharey="row")
+    for row, name in zip(panels, ("signal", "gradient"), strict=True):
+        for panel, matrices in zip(row, data.matrices.values, strict=True):
+            one = data.sel(matrices=matrices)
+            for i, exponent in enumerate(EXPONENTS):
+                low, middle, high = figures.quantiles(one[name].sel(exponent=exponent))
+                panel.fill_between(data.depth, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+                panel.plot(data.depth, middle, color=f"C{i}", label=f"branch x L^-{exponent:g}")
+                theory = one[f"{name}_theory"].sel(exponent=exponent)
+                panel.plot(data.depth, theory, color=figures.THEORY, linestyle="--", linewidth=0.9)
+            panel.set(
+                xscale="log", title=f"{matrices} matri{'x' if matrices == 1 else 'ces'} in the branch: {name}"
+            )
+            panel.set_ylim(-0.3, 4.5)  # what grows as 2^L leaves the panel
+            panel.set_xticks(data.depth.values, [str(depth) for depth in data.depth.values], minor=False)
+            panel.minorticks_off()
+    panels[0, 0].legend(fontsize=8)
+    figure.supxlabel("layers L", fontsize=9.5)
+    figure.supylabel("log10 of the factor on the mean square, 95 % of networks", fontsize=9.5)
+    figure.suptitle(
+        "With one matrix in the branch only 1/L has a limit (1.35); with two, 1/sqrt(L) (e) and 1/L (1)"
+    )
+    return {"growth": figure}
+
+
+def claims(record: Record) -> Iterator[Claim]:
+    """What the deepest stacks gain, beside theory: nobody published a draw."""
+    deepest = record.data.isel(depth=-1)
+    for matrices in record.data.matrices.values:
+        for exponent in EXPONENTS:
+            one = deepest.sel(matrices=matrices, exponent=exponent)
+            what = (
+                f"{matrices} matrices, L^-{exponent:g}, L = {int(one.depth)}: log10 factor on the mean square"
+            )
+            yield claim(what, one.signal, theory=float(one.signal_theory))
