@@ -175,6 +175,7 @@ def _first_where(
     if at == 0:
         return 0.0
     low, high = grid[at - 1], min(grid[at], 2 * FLOATS[dtype].largest)
+    # by hand: a test that holds or not has no sign to bracket, and the numbers asked for are those of a format
     for _ in range(4):  # each to a 64th of what was left
         inner = low + (high - low) * np.arange(65) / 64
         holds = test(_evaluate_in(phi, sign * inner, dtype))

@@ -109,6 +109,7 @@ def _bisect(
     function: Function, edges: np.ndarray, tolerance: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(edges, kinks, reach): panels of |x| halved until the function is resolved on each, at +x and at -x."""
+    # by hand: no root is looked for, and scipy's adaptive quadratures integrate instead of handing out their panels
     left, right = edges[:-1], edges[1:]
     done, found, reach = [0.0], [], np.inf
     while left.size:

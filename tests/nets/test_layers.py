@@ -335,3 +335,29 @@ def test_attention_alone_makes_tokens_alike_and_a_skip_slows_it():
     alone = jaxstab.propagate(16, kind="attention", **settings).correlation.mean("seed")
     skip = jaxstab.propagate(16, kind="residual_attention", **settings).correlation.mean("seed")
     assert float(alone[-1]) > 0.95 > float(skip[-1])
+
+
+@pytest.mark.parametrize(("cosine", "square", "after"), [(0.3, 0.3220, 0.9735), (0.7, None, 0.9992)])
+def test_attention_mixes_tokens_of_a_cosine_as_theory_says(cosine, square, after):
+    """Of T tokens, logits of variance 1: out^2 = c + (1 - c) e^(1-c) / T, out^2 c' = c + (1 - c) e^(c (1-c)) / T."""
+    tokens, width, draws = 64, 256, 40
+    layer = register.make_layer("attention", width, "tanh", Weights("lecun_normal"))
+
+    def one(key):
+        shared, own, drawn = jax.random.split(key, 3)
+        common = cosine**0.5 * jax.random.normal(shared, (1, 1, width))
+        x = common + (1 - cosine) ** 0.5 * jax.random.normal(own, (1, tokens, width))
+        h = layer(layer.draw(drawn, Numbers()), x, Numbers())[0]
+        unit = h / jnp.linalg.norm(h, axis=1, keepdims=True)
+        mean_cosine = (jnp.sum(jnp.sum(unit, 0) ** 2) - tokens) / (tokens * (tokens - 1))
+        return jnp.mean(h**2), mean_cosine
+
+    squares, cosines = map(np.asarray, jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), draws)))
+    told = cosine + (1 - cosine) * np.exp(1 - cosine) / tokens
+    assert told == pytest.approx(square or told, abs=5e-5)
+    assert (cosine + (1 - cosine) * np.exp(cosine * (1 - cosine)) / tokens) / told == pytest.approx(
+        after, abs=5e-5
+    )
+    for found, wanted in ((squares, told), (cosines, after)):
+        assert abs(found.mean() - wanted) < 5 * found.std(ddof=1) / np.sqrt(draws)
+    assert abs(cosines.mean() - (after - 0.01)) > 5 * cosines.std(ddof=1) / np.sqrt(draws)
