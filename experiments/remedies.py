@@ -4,7 +4,8 @@ The lecture notes name the goal, gradients in a reasonable range, for example [1
 turn products into sums (ResNet, LSTM), normalize (gradients, or layers), clip gradients; and, in the end, choose
 weights and activations well. Here each is measured over seeds: a remedy holds in a network where the gradient with
 respect to every layer lies in the range. An LSTM is a matter of its forget gate: with a bias of 1 each step keeps
-0.73 of the cell, so 100 steps keep 1e-14; with the bias ln(99) of Tallec & Ollivier 2018 they keep a third.
+0.73 of the cell, so 100 steps keep 1e-14; with the bias ln(99) of Tallec & Ollivier 2018 they keep a third. Batch norm
+is no such remedy: its gradients grow by a factor in each layer (Yang et al. 2019, arXiv:1902.08129).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ REMEDIES: dict[str, dict[str, object]] = {
     "plain, critical": {"gain": 1.0},
     "residual": {"gain": 3.0, "kind": "residual", "branch_scale": 0.1},
     "layer norm": {"gain": 3.0, "kind": "normalized"},
+    "batch norm, batch 64": {"gain": 3.0, "kind": "batch_norm", "batch": 64},
     "RNN, small weights": {"gain": 0.5, "kind": "recurrent"},
     "RNN, large weights": {"gain": 3.0, "kind": "recurrent"},
     "LSTM, small weights, bias 1": {"gain": 0.5, "kind": "lstm", "forget_bias": 1.0},
@@ -60,7 +62,7 @@ def run(config: Config) -> Record:
     parts: dict[str, xr.DataArray] = {}
     sizes = {"depth": config.depth, "width": config.width, "batch": config.batch}
     for name, settings in REMEDIES.items():
-        space = jaxstab.grid(activation="tanh", init="lecun_normal", **sizes, **settings)
+        space = jaxstab.grid(activation="tanh", init="lecun_normal", **sizes | settings)
         one = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
         parts[name] = one.log10_backward_rms.reset_coords(drop=True)
     parts |= {name: clip(parts[of], config.width * config.batch) for name, of in CLIPPED.items()}
