@@ -1,3 +1,3 @@
-"""What is studied: initializers, stacks and classifiers, pure functional Flax."""
+"""What is studied: initializers, layers and classifiers, pure functional Flax."""
 
 from jaxstab.nets import initializers as initializers

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxstab.errors import UsageError, canonicalize
 from jaxstab.names import spell
-from jaxstab.nets.layers import register
+from jaxstab.nets.layers import blocks, register
 from jaxstab.nets.layers.layer import (
     Layer,
 )
@@ -50,7 +50,7 @@ class Spec:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
         if self.tokens < 0:
             raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
-        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS, "sublayers": register.SUBLAYERS})
+        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS, "sublayers": blocks.SUBLAYERS})
         activations.canonicalize(self)
         if isinstance(self.kind, str):
             canonicalize(self, {"kind": register.KINDS})

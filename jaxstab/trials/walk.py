@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -35,6 +36,7 @@ from jaxstab.scaling import exponent_of, power_of_two, rms
 from jaxstab.theory import activations
 from jaxstab.trials import signals
 from jaxstab.trials.stack import HParams, Spec
+from jaxstab.typing import Activation
 
 VJP: TypeAlias = Any
 """What `jax.vjp` returns: a pytree that holds what the way back needs of the way there."""
@@ -105,16 +107,19 @@ class Walk:
             streams["scaled"] = Stream(state, zero)
         return streams
 
-    def through(self, params: Params, stream: Stream) -> tuple[State, VJP, list[Array]]:
-        """A layer's next state, the map of gradients back through it, what its activation was applied to."""
+    def through(self, params: Params, stream: Stream) -> tuple[State, VJP, list[tuple[Activation, Array]]]:
+        """A layer's next state, the map of gradients back through it, its activations and what they were applied to."""
+        phis: list[Activation] = []
 
         def call(params: Params, state: State) -> tuple[State, list[Array]]:
             with noting() as noted:
                 after = self.layer(params, state, self.numbers)
-            return after, noted
+            phis[:] = [phi for phi, _ in noted]
+            return after, [z for _, z in noted]
 
         given = in_dtype(params, signal(stream.state).dtype, stream.exponent)
-        return jax.vjp(call, given, stream.state, has_aux=True)
+        after, pull, noted = jax.vjp(call, given, stream.state, has_aux=True)
+        return after, pull, list(zip(phis, noted, strict=True))
 
     def forward(self) -> tuple[Passage, dict[str, Stream], dict[str, Array]]:
         """All layers' passages (stacked on axis 0), the streams behind the last, and what was seen of each layer."""
@@ -146,7 +151,9 @@ class Walk:
         (streams, _), (passages, seen) = jax.lax.scan(body, carried, jnp.arange(self.spec.depth))
         return passages, streams, seen
 
-    def observe(self, h: Float[Array, "batch ..."], noted: list[Array]) -> dict[str, Array]:
+    def observe(
+        self, h: Float[Array, "batch ..."], noted: list[tuple[Activation, Array]]
+    ) -> dict[str, Array]:
         """Statistics of one layer's activations h, which came of the preactivations that it noted."""
         seen = {f"forward_{name}": value for name, value in signals.describe(h).items()}
         seen["zero_fraction"] = seen.pop("forward_zero_fraction")
@@ -154,19 +161,18 @@ class Walk:
         seen["correlation"] = signals.mean_cosine(h)
         return seen | {f"forward_{k}": v for k, v in signals.is_bad(h).items()}
 
-    def saturated(self, noted: list[Array]) -> Float[Array, ""]:
+    def saturated(self, noted: list[tuple[Activation, Array]]) -> Float[Array, ""]:
         """Share of units where the activation is flat; NaN of a layer that does not tell."""
         if not noted:
             return jnp.float32(jnp.nan)
-        derivative = activations.derivative(activations.resolve(self.spec.activation))
-
-        def slope(x: Array) -> Array:
-            return jnp.abs(derivative(x))
-
-        # the largest slope is found in the program itself: a sweep compiles its programs and nothing else
-        largest = jnp.nanmax(slope(jnp.linspace(-20.0, 20.0, 2001)))
-        flat = [slope(z.astype(jnp.float32)) < 0.01 * largest for z in noted]
+        flat = [self._is_flat(activations.derivative(activations.resolve(phi)), z) for phi, z in noted]
         return jnp.mean(jnp.stack([jnp.mean(one.astype(jnp.float32)) for one in flat]))
+
+    @staticmethod
+    def _is_flat(slope: Callable[..., Array], z: Array) -> Array:
+        # the largest slope is found in the program itself: a sweep compiles its programs and nothing else
+        largest = jnp.nanmax(jnp.abs(slope(jnp.linspace(-20.0, 20.0, 2001))))
+        return jnp.abs(slope(z.astype(jnp.float32))) < 0.01 * largest
 
     def backward(self, passages: Passage, streams: dict[str, Stream]) -> dict[str, Array]:
         """The gradient of a random linear read-out, from the last layer to the first."""

@@ -176,9 +176,20 @@ def test_preactivations_are_noted_for_whoever_asks():
     params = layer.draw(jax.random.key(1), NUMBERS)
     with noting() as noted:
         after = layer(params, x, NUMBERS)
-    np.testing.assert_array_equal(jnp.maximum(noted[0], 0), after)
+    np.testing.assert_array_equal(jnp.maximum(noted[0][1], 0), after)
     layer(params, x, NUMBERS)
     assert len(noted) == 1
+
+
+def test_saturation_is_of_the_activation_that_a_layer_names():
+    """Of a layer of one's own it hangs on nothing that the Spec says by default."""
+
+    class Relu(Gated):
+        def __call__(self, params, state, numbers):
+            return jax.nn.relu(jaxstab.preactivation(state @ params["u"], "relu"))
+
+    data = jaxstab.propagate(8, kind={"mine": Relu(64)}, depth=2, width=64, progress=False)
+    np.testing.assert_allclose(data.saturated_fraction, data.zero_fraction, atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)

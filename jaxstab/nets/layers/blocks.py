@@ -31,7 +31,7 @@ class FeedForward(Make):
         return weights | {"bias": self.draw_bias(bias, numbers)}
 
     def __call__(self, params: Params, x: Float[Array, "*batch width"], numbers: Numbers) -> Array:
-        return params["second"](self.phi(preactivation(params["first"](x) + params["bias"])))
+        return params["second"](self.phi(preactivation(params["first"](x) + params["bias"], self.activation)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,8 +47,8 @@ class Layer(Protocol):
     Optional besides: `is_homogeneous` (a > 0 times the state and the biases gives a times the next state, of `end` as
     well, so that a signal can be followed past what any dtype holds), `is_reused` (one draw serves every layer, as
     over time), `start(inputs)` (the state before the first layer; the inputs themselves) and `end(state)` (what the
-    read-out reads; the state's first array). Where a layer calls `preactivation(z)`, the share of saturated units is
-    seen.
+    read-out reads; the state's first array). Where a layer calls `preactivation(z, phi)`, the share of saturated units
+    is seen.
     """
 
     def draw(self, key: jax.Array, numbers: Numbers) -> Params:
@@ -65,13 +65,15 @@ def signal(state: State) -> Float[Array, "batch ..."]:
     return jax.tree.leaves(state)[0]
 
 
-_noted: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("noted", default=None)
+_noted: contextvars.ContextVar[list[tuple[Activation, Array]] | None] = contextvars.ContextVar(
+    "noted", default=None
+)
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[Array]]:
-    """Collects what `preactivation` is called with."""
-    noted: list[Array] = []
+def noting() -> Iterator[list[tuple[Activation, Array]]]:
+    """Collects what `preactivation` is called with: (activation, z)."""
+    noted: list[tuple[Activation, Array]] = []
     token = _noted.set(noted)
     try:
         yield noted
@@ -79,11 +81,11 @@ def noting() -> Iterator[list[Array]]:
         _noted.reset(token)
 
 
-def preactivation(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """z itself: what an activation is applied to, for whoever counts saturated units."""
+def preactivation(z: Float[Array, "*shape"], activation: Activation) -> Float[Array, "*shape"]:
+    """z itself: what that activation, a name or a scalar function, is applied to; saturated units are counted so."""
     noted = _noted.get()
     if noted is not None:
-        noted.append(z)
+        noted.append((activation, z))
     return z
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxstab.errors import UsageError
-from jaxstab.nets.layers.blocks import SUBLAYERS, Block
+from jaxstab.nets.layers.blocks import Block
 from jaxstab.nets.layers.layer import Layer
 from jaxstab.nets.layers.single import Lstm, Normalized, Plain, Residual
 from jaxstab.nets.weights import Weights
@@ -49,6 +49,3 @@ def make_layer(
     if kind in ORDERS:
         return Block(*made, ORDERS[kind], "attention" if kind in ATTENDING else sublayers, heads)
     return Lstm(*made) if kind == "lstm" else Plain(*made, is_reused=kind == "recurrent")
-
-
-__all__ = ["KINDS", "NORMS", "ORDERS", "REUSED", "SUBLAYERS", "make_layer"]

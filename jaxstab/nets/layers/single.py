@@ -40,7 +40,7 @@ class Plain(Make):
     def __call__(
         self, params: Params, state: Float[Array, "*batch width"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
-        return masked(params, self.phi(preactivation(self.linear(params, state))), numbers)
+        return masked(params, self.phi(preactivation(self.linear(params, state), self.activation)), numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Residual(Plain):
     def __call__(
         self, params: Params, state: Float[Array, "*batch width"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
-        branch = self.phi(preactivation(self.linear(params, state)))
+        branch = self.phi(preactivation(self.linear(params, state), self.activation))
         if self.matrices == 2:
             branch = params["second"](branch)
         return add(state, masked(params, branch, numbers), numbers)
@@ -88,7 +88,9 @@ class Normalized(Plain):
         self, params: Params, state: Float[Array, "*batch width"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
         return masked(
-            params, self.phi(preactivation(normalize(self.norm, self.linear(params, state)))), numbers
+            params,
+            self.phi(preactivation(normalize(self.norm, self.linear(params, state)), self.activation)),
+            numbers,
         )
 
 
@@ -113,7 +115,7 @@ class Lstm(Make):
     def __call__(self, params: Params, state: tuple[Array, Array], numbers: Numbers) -> tuple[Array, Array]:
         h, c = state
         i, f, g, o = jnp.split(params["weight"](h) + params["bias"], 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * self.phi(preactivation(g))
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * self.phi(preactivation(g, self.activation))
         return jax.nn.sigmoid(o) * self.phi(c), c
 
 
