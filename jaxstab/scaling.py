@@ -6,6 +6,8 @@ to zero above 2^126) nor of ldexp on the tensor (which is right too, and many ti
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -46,10 +48,12 @@ def rms(x: Float[Array, ...]) -> Float[Array, ""]:
 
 
 def outer_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[Array, ""]:
-    """rms of the entries of a'b without forming the n x m matrix: |a'b|^2 = trace((a a')(b b'))."""
+    """rms of the entries of a'b; where rows are few without forming it: |a'b|^2 = trace((a a')(b b'))."""
     a_scaled, a_exponent = rescale(a)
     b_scaled, b_exponent = rescale(b)
-    gram_a = jnp.matmul(a_scaled, a_scaled.T, precision="highest")
-    gram_b = jnp.matmul(b_scaled, b_scaled.T, precision="highest")
-    square = jnp.maximum(jnp.sum(gram_a * gram_b), 0.0) / (a.shape[1] * b.shape[1])
+    times = partial(jnp.matmul, precision="highest")
+    if len(a) > 2 * max(a.shape[1], b.shape[1]):
+        return jnp.ldexp(jnp.sqrt(jnp.mean(times(a_scaled.T, b_scaled) ** 2)), a_exponent + b_exponent)
+    square = jnp.maximum(jnp.sum(times(a_scaled, a_scaled.T) * times(b_scaled, b_scaled.T)), 0.0)
+    square = square / (a.shape[1] * b.shape[1])
     return jnp.ldexp(jnp.sqrt(square), a_exponent + b_exponent)

@@ -24,7 +24,7 @@ class Axes:
     depth: Values = ()
     """Layers (100)."""
     width: Values = ()
-    """Units a layer (256)."""
+    """Units a layer (256); 100+400+50: before the first layer and behind each."""
     batch: Values = ()
     """Inputs (16)."""
     activation: Values = ()
@@ -33,7 +33,7 @@ class Axes:
     """xavier_normal, kaiming_normal, orthogonal, ... (xavier_normal)."""
     kind: Values = ()
     """plain, residual, normalized, rms_norm, batch_norm, recurrent, lstm, pre_ln, post_ln, attention,
-    residual_attention (plain)."""
+    residual_attention, convolution (plain)."""
     sampler: Values = ()
     """dense, or conditioned: layers in law without their matrices (dense)."""
     dtype: Values = ()
@@ -41,7 +41,7 @@ class Axes:
     precision: Values = ()
     """Of matrix products: default, high, highest (highest)."""
     gain: Values = ()
-    """Multiplies the weights (1)."""
+    """Multiplies the weights (1); 1.1+0.9: those of each layer."""
     sigma_b: Values = ()
     """Standard deviation of the biases (0)."""
     branch_scale: Values = ()
@@ -53,11 +53,17 @@ class Axes:
     branch_matrices: Values = ()
     """Matrices of a residual branch: 1 or 2 (1)."""
     sublayers: Values = ()
-    """Of pre_ln and post_ln: ffn, attention (ffn)."""
+    """Of pre_ln and post_ln: ffn, attention, alternate (ffn)."""
     tokens: Values = ()
     """Tokens of an input; 0: inputs are single vectors (0)."""
     heads: Values = ()
     """Heads of attention (1)."""
+    kernel: Values = ()
+    """Side of a convolution's kernel (3)."""
+    side: Values = ()
+    """Side of a convolution's images, whose channels are the width (8)."""
+    padding: Values = ()
+    """Of a convolution: zero, circular (zero)."""
     qk_scale: Values = ()
     """Of the logits of attention (1)."""
     dropout: Values = ()

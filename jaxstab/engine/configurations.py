@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -92,13 +93,22 @@ def _columns(
 
 
 def _column(name: str, values: list[Any], index: np.ndarray) -> Column:
-    if not isinstance(values[0], tuple):
+    if not any(isinstance(value, tuple) for value in values):
         return np.array(values, np.float64)[index]
     used = [values[i] for i in np.unique(index)]
+    if not all(isinstance(value, tuple) for value in used):
+        if any(isinstance(value, tuple) for value in used):
+            raise UsageError(
+                f"{name}: configurations of one Spec hold one number and several; sweep them apart."
+            )
+        return np.array([math.nan if isinstance(value, tuple) else value for value in values])[index]
     lengths = {len(value) for value in used}
     if len(lengths) > 1:
         raise UsageError(
             f"{name}: configurations of one Spec hold {sorted(lengths)} numbers; one length is wanted."
         )
-    padded = np.array([value if len(value) in lengths else used[0] for value in values], np.float64)
+    held = [isinstance(value, tuple) and len(value) in lengths for value in values]
+    padded = np.array(
+        [value if fits else used[0] for value, fits in zip(values, held, strict=True)], np.float64
+    )
     return tuple(padded[index, i] for i in range(lengths.pop()))

@@ -28,7 +28,8 @@ CONDITIONED = (*GAUSSIAN, "orthogonal")
 class Weights:
     """How weights are drawn and how they multiply: `draw` makes one.
 
-    init: a scheme's name, or any initializer of JAX's protocol, `(key, shape, dtype) -> array`.
+    init: a scheme's name, or any initializer of JAX's protocol, `(key, shape, dtype) -> array`. kernel: side of a
+    convolution's, whose weights are [kernel, kernel, channels, channels] to the scheme, and then the matrix of patches.
 
     Errors: UsageError for what is neither, and for what cannot be drawn as `sampler` and `precision` ask.
     """
@@ -36,13 +37,14 @@ class Weights:
     init: str | Initializer
     sampler: str = "dense"
     precision: str = "highest"
+    kernel: int = 1
 
     def __post_init__(self) -> None:
         canonicalize(
             self, {"sampler": SAMPLERS} | ({} if callable(self.init) else {"init": initializers.NAMES})
         )
         if callable(self.init):
-            _require_initializer(self.init)
+            _require_initializer(self.init, (self.kernel,) * 2 * (self.kernel > 1))
         if self.sampler == "dense":
             return
         if self.init not in CONDITIONED:
@@ -57,18 +59,21 @@ class Weights:
             )
 
     def draw(self, key: jax.Array, fan_in: int, units: int, gain: Scalar, blocks: int = 1) -> Weight:
-        """A weight [fan_in, units], or `blocks` of them side by side, each drawn by the scheme times `gain`."""
-        probe = jnp.float32(0.0)
+        """A weight [kernel^2 fan_in, units], or `blocks` of them side by side, each drawn by the scheme times gain."""
+        probe, taps = jnp.float32(0.0), self.kernel**2
         if self.sampler == "conditioned":
-            return Weight(key, jnp.asarray(gain, jnp.float32), probe, self, fan_in, units)
-        kernel_init = (
+            return Weight(key, jnp.asarray(gain, jnp.float32), probe, self, taps * fan_in, units, taps)
+        scheme = (
             _scaled(self.init, gain) if callable(self.init) else initializers.resolve(self.init)(gain=gain)
         )
+        kernel_init = scheme if taps == 1 else _by_patch(scheme, (self.kernel, self.kernel, fan_in, units))
         dense = nn.Dense(units, use_bias=False, precision=self.precision, kernel_init=kernel_init)
-        row = jnp.zeros((1, fan_in), jnp.float32)
+        row = jnp.zeros((1, taps * fan_in), jnp.float32)
         keys = random.split(key, blocks) if blocks > 1 else key[None]
         kernels: list[Any] = [dense.init(k, row)["params"]["kernel"] for k in keys]
-        return Weight(jnp.concatenate(kernels, axis=1), None, probe, self, fan_in, blocks * units)
+        return Weight(
+            jnp.concatenate(kernels, axis=1), None, probe, self, taps * fan_in, blocks * units, taps
+        )
 
 
 def _scaled(init: Initializer, gain: Scalar) -> Initializer:
@@ -80,17 +85,27 @@ def _scaled(init: Initializer, gain: Scalar) -> Initializer:
     return scaled
 
 
-def _require_initializer(init: Initializer) -> None:
-    """Refuse a callable that draws no matrix."""
+def _by_patch(init: Initializer, kernel: tuple[int, ...]) -> Initializer:
+    """The initializer of a kernel of that shape, as the matrix of its patches."""
+
+    def by_patch(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return init(key, kernel, dtype).reshape(shape)
+
+    return by_patch
+
+
+def _require_initializer(init: Initializer, within: tuple[int, ...]) -> None:
+    """Refuse a callable that draws no matrix, or none for each pixel of a kernel."""
+    wanted = (*within, 2, 3)
     try:
-        drawn = jax.eval_shape(lambda key: init(key, (2, 3), jnp.float32), jax.random.key(0))
+        drawn = jax.eval_shape(lambda key: init(key, wanted, jnp.float32), jax.random.key(0))
         shape = drawn.shape
     except Exception as error:  # whatever a user's function raises when it is called as none
         reason = (str(error).splitlines() or [""])[0]
         raise UsageError(f"init={spell(init)} is no initializer (key, shape, dtype): {reason}") from None
-    if shape != (2, 3):
+    if shape != wanted:
         raise UsageError(
-            f"init={spell(init)} is no initializer (key, shape, dtype): for (2, 3) it gives {shape}."
+            f"init={spell(init)} is no initializer (key, shape, dtype): for {wanted} it gives {shape}."
         )
 
 
@@ -109,6 +124,7 @@ class Weight:
     weights: Weights = dataclasses.field(metadata={"static": True})
     fan_in: int = dataclasses.field(metadata={"static": True})
     units: int = dataclasses.field(metadata={"static": True})
+    taps: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __call__(self, h: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch units"]:
         rows = h.reshape(-1, h.shape[-1])
@@ -129,7 +145,7 @@ class Weight:
         if self.weights.init == "orthogonal":
             return conditioned.haar_layer(self.drawn, rows, self.gain)
         assert isinstance(self.weights.init, str)
-        std = initializers.weight_std(self.weights.init, self.fan_in, self.units)
+        std = initializers.weight_std(self.weights.init, self.fan_in, self.taps * self.units)
         return conditioned.gaussian_layer(self.drawn, rows, std * self.gain, self.units)
 
 

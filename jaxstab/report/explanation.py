@@ -14,7 +14,7 @@ import xarray as xr
 from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.theory import fixed_points, gains
-from jaxstab.trials.prediction import has_theory, infinite_width, sigmas
+from jaxstab.trials.prediction import has_theory, infinite_width, is_by_layer, sigmas
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.stack import HParams, Spec
 
@@ -124,7 +124,7 @@ class Explanation:
     def text(self, measured: xr.Dataset | None = None) -> str:
         """The facts in sentences; with a measurement [seed] of the same stack, what became of it in its dtype."""
         spec, hparams = propagation.configure(self.settings)
-        is_silent = measured is None and not has_theory(spec, hparams)
+        is_silent = measured is None and _unsaid(spec, hparams)
         ends = [] if is_silent else _describe_ends(self.forecast, spec, measured)
         return " ".join([*self.sentences, *ends])
 
@@ -148,9 +148,8 @@ def explain(**settings: Any) -> Explanation:
     predicted = propagation.predict(spec, hparams)
     forecast = {n: x.item() for n, x in predicted.items() if n.startswith(ends)}
     holds = [not np.isnan(predicted[f"log10_{way}_rms"]).any() for way in ("forward", "backward")]
-    if not has_theory(spec, hparams):
+    if silent := _unsaid(spec, hparams):
         nothing = np.full(max(spec.depth - 1, 0), np.nan)
-        silent = f"No theory is known for {_unknown(spec, hparams)}: what is measured is all there is to say."
         unknown = (nothing, nothing, "", math.nan, math.nan, False, False)
         return Explanation(settings, math.nan, math.nan, *unknown, forecast, (), (silent,))
     sigma_w, sigma_b = map(float, sigmas(spec, hparams))
@@ -162,9 +161,15 @@ def explain(**settings: Any) -> Explanation:
     return dataclasses.replace(facts, sentences=tuple(_sentences(facts, spec)))
 
 
-def _unknown(spec: Spec, hparams: HParams) -> str:
-    """The settings of a stack that no theory speaks of."""
-    return f"kind={spell(spec.kind)}, init={spell(spec.init)}" + ", with dropout" * bool(hparams.dropout)
+def _unsaid(spec: Spec, hparams: HParams) -> str:
+    """Why there is nothing to explain; "" where there is."""
+    if not has_theory(spec, hparams):
+        stack = f"kind={spell(spec.kind)}, init={spell(spec.init)}" + ", with dropout" * bool(hparams.dropout)
+        return f"No theory is known for {stack}: what is measured is all there is to say."
+    if spec.kind == "convolution" or is_by_layer(spec, hparams):
+        what = "images" if spec.kind == "convolution" else "layers that differ in width or gain"
+        return f"Of {what} theory is told layer by layer, by jaxstab.predict, and not in words."
+    return ""
 
 
 def _rates(spec: Any, hparams: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import types
 import typing
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
@@ -263,11 +264,19 @@ def _bare(annotation: Any) -> Any:
 
 
 def _is_traced(annotation: Any) -> bool:
-    return _bare(annotation) is float or _is_tuple_of(_bare(annotation), float)
+    bare = _bare(annotation)
+    return bare is float or _is_tuple_of(bare, float) or _one_or_several(bare) is float
 
 
 def _is_tuple_of(annotation: Any, kind: type) -> bool:
     return typing.get_origin(annotation) is tuple and typing.get_args(annotation)[:1] == (kind,)
+
+
+def _one_or_several(annotation: Any) -> Any:
+    """The type in `type | tuple[type, ...]`; None for other annotations."""
+    kind, *rest = typing.get_args(annotation) or (None,)
+    is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return kind if is_union and kind and len(rest) == 1 and _is_tuple_of(rest[0], kind) else None
 
 
 def _spell(annotation: Any) -> str:
@@ -276,6 +285,10 @@ def _spell(annotation: Any) -> str:
 
 def coerce(name: str, annotation: Any, value: Any) -> Any:
     """`value` as its annotation has it, or one line that says what was given and what is wanted."""
+    kind = _one_or_several(annotation)
+    if kind is not None:
+        is_one = np.ndim(value) == 0 or isinstance(value, str)
+        return coerce(name, kind if is_one else tuple[kind, ...], value)
     if _is_tuple_of(annotation, float) or _is_tuple_of(annotation, int):
         kind = typing.get_args(annotation)[0]
         if np.ndim(value) == 0 and not isinstance(value, (str, bool)) and value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxstab.nets import initializers
 from jaxstab.nets.weights import GAUSSIAN
 from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
+from jaxstab.theory.convolutions import profiles
 from jaxstab.theory.trajectories import Trajectory, trajectory
 from jaxstab.trials.family import Vectorized
 
@@ -44,24 +46,59 @@ UNKNOWN_GRADIENT = "no loss scale: the gradient of such networks is not known."
 
 
 def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:
-    """(sigma_w, sigma_b): standard deviation of a weight times sqrt(width), and of a bias; of the numbers' shape."""
-    std = initializers.weight_std(spec.init, spec.width, spec.width)
-    own = initializers.bias_std(spec.init, spec.width)
-    return abs(std * math.sqrt(spec.width) * hparams.gain), np.hypot(hparams.sigma_b, own)
+    """(sigma_w, sigma_b): standard deviation of a weight times sqrt(fan_in), and of a bias; of the numbers' shape.
+
+    Where gains or widths differ by layer, see `by_layer`, sigma_w is that of weights of variance 1/fan_in.
+    """
+    own = initializers.bias_std(spec.init, _fans(spec)[0][0])
+    if is_by_layer(spec, hparams):
+        return np.ones(np.shape(hparams.sigma_b)), np.hypot(hparams.sigma_b, own)
+    return abs(_scales(spec)[0] * hparams.gain), np.hypot(hparams.sigma_b, own)
+
+
+def is_by_layer(spec: Any, hparams: Any) -> bool:
+    """Whether widths or gains differ from layer to layer."""
+    return isinstance(spec.width, tuple) or isinstance(hparams.gain, tuple)
+
+
+def by_layer(spec: Any, hparams: Any) -> dict[str, Any]:
+    """What `trajectory` is told of each layer: gains [configuration, layer], and the widths."""
+    if not is_by_layer(spec, hparams):
+        return {}
+    gain = np.stack(hparams.gain, axis=-1) if isinstance(hparams.gain, tuple) else hparams.gain[..., None]
+    return {"gains": abs(gain * _scales(spec)), "widths": spec.width if isinstance(spec.width, tuple) else ()}
+
+
+def _fans(spec: Any) -> list[tuple[int, int]]:
+    """(fan_in, fan_out) of each layer, or those of all."""
+    taps = spec.kernel**2 if spec.kind == "convolution" else 1
+    return [(taps * m, taps * n) for m, n in itertools.pairwise(spec.widths)]
+
+
+def _scales(spec: Any) -> np.ndarray:
+    """Standard deviation of a weight times sqrt(fan_in), of each layer, or of all, at gain 1."""
+    return np.array([initializers.weight_std(spec.init, *fans) * math.sqrt(fans[0]) for fans in _fans(spec)])
 
 
 def has_theory(spec: Any, hparams: Any) -> bool:
     """Whether mean-field theory speaks of these stacks: kinds that it walks, weights of mean 0."""
     is_block = spec.kind in ("pre_ln", "post_ln") and spec.sublayers == "ffn"
     is_walked = spec.kind in ("plain", "residual", "normalized") or (
-        spec.kind == "recurrent" and not hparams.dropout
+        spec.kind in ("recurrent", "convolution") and not hparams.dropout
     )
-    return (is_walked or is_block) and isinstance(spec.init, str) and spec.init != "constant"
+    if not (is_walked or is_block) or not isinstance(spec.init, str) or spec.init == "constant":
+        return False
+    if isinstance(hparams.gain, tuple) and spec.kind == "recurrent":
+        return False
+    return not (
+        isinstance(spec.width, tuple) and initializers.bias_std(spec.init, 1)
+    )  # one sigma_b for all layers
 
 
 def has_range(spec: Any, hparams: Any) -> np.ndarray:
     """Of which stacks it is derived where networks of finite width leave mean field, and where they break."""
     is_simple = spec.kind in ("plain", "residual", "normalized", "recurrent") and spec.branch_matrices == 1
+    is_simple = is_simple and not is_by_layer(spec, hparams)
     is_whole = (np.asarray(hparams.skip_scale) == 1) | (spec.kind != "residual")
     return np.asarray(is_whole & (is_simple and not hparams.dropout))
 
@@ -73,11 +110,10 @@ def has_spread(spec: Any) -> bool:
 
 def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, np.ndarray]:
     """(the infinitely wide stack's layers, sigma_w, sigma_b, branch_scale), of hyperparameters [configuration]."""
-    used = (hparams.gain, hparams.sigma_b, hparams.branch_scale, hparams.skip_scale, *hparams.dropout)
-    gain, sigma_b, branch_scale, skip, *rates = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in used)
-    )
-    sigma_w, sigma_b = sigmas(spec, hparams._replace(gain=gain, sigma_b=sigma_b))
+    hparams = jax.tree.map(lambda x: np.asarray(x, np.float64), hparams)
+    hparams = jax.tree.unflatten(jax.tree.structure(hparams), np.broadcast_arrays(*jax.tree.leaves(hparams)))
+    sigma_w, sigma_b = sigmas(spec, hparams)
+    branch_scale, rates = hparams.branch_scale, hparams.dropout
     walked = trajectory(
         spec.activation,
         spec.depth,
@@ -85,10 +121,11 @@ def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, 
         sigma_b,
         kind=_kind(spec),
         branch_scale=branch_scale,
-        skip_scale=skip,
+        skip_scale=hparams.skip_scale,
         branch_matrices=spec.branch_matrices,
         dropout=rates[0] if rates else 0.0,
         c0=0.0 if spec.batch > 1 else None,
+        **by_layer(spec, hparams),
     )  # fmt: skip - an argument a line otherwise
     return walked, sigma_w, sigma_b, branch_scale
 
@@ -105,7 +142,9 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
     if not has_theory(spec, hparams):
-        return _nothing(spec, len(np.atleast_1d(hparams.gain)))
+        return _nothing(spec, len(np.atleast_1d(hparams.sigma_b)))
+    if spec.kind == "convolution":
+        return _of_images(spec, hparams)
     derived = has_range(spec, hparams)
     if not derived.all():
         return _mixed(spec, hparams, derived) if derived.any() else _rough(spec, hparams)
@@ -125,13 +164,8 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
 def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """The same of stacks whose range is not derived: `ROUGH_DISPLACEMENT` bounds it; where they break is not known."""
     walked, *_ = _walk(spec, hparams)
-    values, layers = _variables(walked, spec.batch), np.arange(1, spec.depth + 1)
-    far = (
-        ROUGH_DISPLACEMENT
-        * np.array([layers, spec.depth - layers, np.full(spec.depth, spec.depth)])
-        / spec.width
-    )
-    fails = [np.broadcast_to(x > FARTHEST, walked.log_q.shape) | (spec.width < NARROWEST) for x in far]
+    values = _variables(walked, spec.batch)
+    fails = [np.broadcast_to(fail, walked.log_q.shape) for fail in _roughly_out_of_range(spec)]
     if spec.kind == "residual" and spec.branch_matrices == 1:
         beyond = _excess(walked) / spec.width > MOST_EXCESS
         fails[1:] = [fail | beyond for fail in fails[1:]]
@@ -140,6 +174,42 @@ def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
             values[name] = np.where(fail, np.nan, values[name])
     silent = _nothing(spec, len(walked.log_q))
     return silent | values | _loss_scales(spec, values["log10_backward_rms"])
+
+
+def _roughly_out_of_range(spec: Any) -> list[np.ndarray]:
+    """Where `ROUGH_DISPLACEMENT` leads too far: forward, backward, of weights' gradients, [layer] each."""
+    narrow = 1 / np.broadcast_to(spec.widths[1:], spec.depth)
+    there = ROUGH_DISPLACEMENT * np.cumsum(narrow)
+    far = (there, there[-1] - there, np.full(spec.depth, there[-1]))
+    return [(x > FARTHEST) | (min(spec.widths) < NARROWEST) for x in far]
+
+
+def _of_images(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """The same of convolutions: mean squares over pixels and by pixel; the rest is not known."""
+    count = len(np.atleast_1d(hparams.sigma_b))
+    sigma_w, sigma_b = sigmas(spec, hparams)
+    walked = profiles(
+        spec.activation,
+        spec.depth,
+        sigma_w,
+        sigma_b,
+        kernel=spec.kernel,
+        side=spec.side,
+        padding=spec.padding,
+        gains=by_layer(spec, hparams).get("gains", 1.0),
+    )  # fmt: skip - an argument a line otherwise
+    there, back, _ = _roughly_out_of_range(spec)
+    log_there = np.where(there, np.nan, walked.log_square / (2 * LN_10))
+    log_back = np.where(back, np.nan, walked.log_gradient / (2 * LN_10))
+    with np.errstate(over="ignore"):
+        values = {
+            "forward_rms": 10.0**log_there,
+            "backward_rms": 10.0**log_back,
+            "log10_forward_rms": log_there,
+            "log10_backward_rms": log_back,
+            "forward_profile": np.where(there[:, None, None], np.nan, np.exp(walked.log_profile)),
+        }
+    return _nothing(spec, count) | values | _loss_scales(spec, log_back)
 
 
 def _mixed(spec: Any, hparams: Any, derived: np.ndarray) -> dict[str, np.ndarray]:
@@ -258,7 +328,7 @@ def _law_of(init: str) -> str:
 
 def _loss_scales(spec: Any, log10_gradient: np.ndarray) -> dict[str, np.ndarray]:
     """The loss scale that keeps every layer's gradient in the format, or NaN and the reason why none does."""
-    count = spec.batch * spec.width
+    count = math.prod(spec.shape[:-1]) * max(spec.widths)
     found = [
         (math.nan, UNKNOWN_GRADIENT)
         if np.isnan(row).any()

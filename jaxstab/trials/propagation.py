@@ -49,8 +49,8 @@ def make_trial(spec: Spec) -> Trial:
         passages, streams, seen = walk.forward()
         seen = seen | walk.backward(passages, streams)
         found = first_layers(seen, "forward") | first_layers(seen, "backward")
-        seen = {name: seen[name] for name, row in OUTPUTS.items() if row.is_measured and row.dims}
-        return seen | found | {"status": status(found)}
+        by_layer = {name: seen[name] for name, row in OUTPUTS.items() if row.is_measured and name in seen}
+        return by_layer | found | {"status": status(found)}
 
     return trial
 
@@ -95,6 +95,9 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType({
     "correlation": _by_layer("mean cosine over pairs of inputs", undefined="where fewer than two inputs are nonzero"),
     "backward_rms": _by_layer("root mean square of the gradient with respect to the activations", "interval"),
     "weight_gradient_rms": _by_layer("root mean square of the gradient with respect to the weights"),
+    "forward_profile": Output(
+        ("layer", "row", "column"), "mean square of a convolution's activations by pixel", theory="value"
+    ),
     "log10_forward_rms": _by_layer("log10 of the activations' root mean square", "interval"),
     "log10_backward_rms": _by_layer("log10 of the gradient's root mean square", "interval"),
     **_first_layers("forward", "signal"),

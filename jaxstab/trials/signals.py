@@ -42,11 +42,13 @@ def describe(x: Float[Array, "batch ..."]) -> dict[str, Float[Array, ""]]:
 def mean_cosine(x: Float[Array, "batch ..."]) -> Float[Array, ""]:
     """Mean cosine over all pairs of nonzero rows; NaN where there are fewer than two.
 
-    Of inputs that have tokens, [batch, tokens, units], over the pairs of tokens of each input. The sum over pairs is
+    Of inputs that have tokens, [batch, tokens, units], over the pairs of tokens of each input; an image,
+    [batch, row, column, units], is one row. The sum over pairs is
     taken from |sum of unit rows|^2 = r + sum over pairs: batch x units operations.
     """
     if x.ndim == 3:
         return jnp.mean(jax.vmap(mean_cosine)(x))
+    x = x.reshape(len(x), -1)
     m, _ = jax.vmap(rescale)(x)
     norm = jnp.sqrt(jnp.sum(m * m, axis=1, keepdims=True))
     nonzero = norm > 0

@@ -10,10 +10,8 @@ import numpy as np
 
 from jaxstab.errors import UsageError, canonicalize
 from jaxstab.names import spell
-from jaxstab.nets.layers import blocks, register
-from jaxstab.nets.layers.layer import (
-    Layer,
-)
+from jaxstab.nets.layers import register
+from jaxstab.nets.layers.layer import Layer, is_reused
 from jaxstab.nets.weights import Weights
 from jaxstab.theory import activations
 from jaxstab.trials.family import require_all
@@ -26,12 +24,16 @@ MOST_ENTRIES = 2**31
 """Arrays of so many entries or more cannot be indexed."""
 
 
+def _each(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """The program: sizes, names and dtypes of a stack."""
 
     depth: Annotated[int, Doc("number of layers")] = 100
-    width: Annotated[int, Doc("units of a layer")] = 256
+    width: Annotated[int | tuple[int, ...], Doc("units of a layer")] = 256
     batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
     activation: Annotated[Activation, Doc("activation function")] = "tanh"
     init: Annotated[Any, Doc("initialization of the weights")] = "xavier_normal"
@@ -43,14 +45,25 @@ class Spec:
     sublayers: Annotated[str, Doc("what the layers of a transformer are")] = "ffn"
     tokens: Annotated[int, Doc("tokens of an input; 0: inputs are single vectors")] = 0
     heads: Annotated[int, Doc("heads of attention")] = 1
+    kernel: Annotated[int, Doc("side of a convolution's kernel, pixels")] = 3
+    side: Annotated[int, Doc("side of a convolution's images, pixels")] = 8
+    padding: Annotated[str, Doc("what a convolution finds outside the image")] = "zero"
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "batch"):
-            if not 1 <= getattr(self, name) < MOST_ENTRIES:
+        for name in ("depth", "width", "batch", "kernel", "side"):
+            if not all(1 <= n < MOST_ENTRIES for n in _each(getattr(self, name))):
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
         if self.tokens < 0:
             raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
-        canonicalize(self, {"dtype": DTYPES, "precision": PRECISIONS, "sublayers": blocks.SUBLAYERS})
+        canonicalize(
+            self,
+            {
+                "dtype": DTYPES,
+                "precision": PRECISIONS,
+                "sublayers": register.SUBLAYERS,
+                "padding": register.PADDINGS,
+            },
+        )
         activations.canonicalize(self)
         if isinstance(self.kind, str):
             canonicalize(self, {"kind": register.KINDS})
@@ -61,17 +74,19 @@ class Spec:
 
     def _require_arrays(self) -> None:
         """Refuse arrays that XLA cannot index: 2^31 entries or more."""
-        width, tokens = self.width, max(self.tokens, 1)
-        rows = self.batch * tokens
-        if width * rows >= MOST_ENTRIES:
-            said = f"width={width} and batch={self.batch}" + f" of {tokens} tokens" * (tokens > 1)
+        width, (_, *within, _) = max(self.widths), self.shape
+        rows, taps = self.batch * math.prod(within), self.kernel**2 if self.kind == "convolution" else 1
+        if taps * width * rows >= MOST_ENTRIES:
+            of = f" of {self.tokens} tokens" if self.tokens else f" of {self.side} x {self.side} pixels"
+            said = f"width={width} and batch={self.batch}" + of * (len(within) > 0)
+            fitting = (MOST_ENTRIES - 1) // (taps * width * math.prod(within))
             raise UsageError(
-                f"{said}: a signal of {width * rows:.2g} entries, and an array holds fewer than 2^31;"
-                f" at this width batch={(MOST_ENTRIES - 1) // (width * tokens)} would fit."
+                f"{said}: a signal of {taps * width * rows:.2g} entries, and an array holds fewer than 2^31;"
+                f" at this width batch={fitting} would fit."
             )
         # where examples are not few a layer drawn in law draws its matrix
-        is_drawn = self.sampler == "dense" or 2 * rows > width
-        blocks = 4 if self.kind == "lstm" else 1
+        is_drawn = self.sampler == "dense" or 2 * rows > taps * width
+        blocks = 4 if self.kind == "lstm" else taps
         if is_drawn and blocks * width**2 >= MOST_ENTRIES:
             fitting = math.isqrt((MOST_ENTRIES - 1) // blocks)
             raise UsageError(
@@ -81,44 +96,64 @@ class Spec:
 
     def _require_layer(self) -> None:
         """Refuse a layer that cannot be one, and one that wants tokens where there are none."""
-        if not isinstance(self.kind, (str, Layer)):
-            choices = ", ".join(register.KINDS)
-            raise UsageError(
-                f"kind={spell(self.kind)}: a name, or an object with draw(key, numbers) and"
-                f" __call__(params, state, numbers), is wanted. Choices: {choices}."
-            )
+        for kind in self.kind if isinstance(self.kind, tuple) else (self.kind,):
+            if not isinstance(kind, (str, Layer)):
+                choices = ", ".join(register.KINDS)
+                raise UsageError(
+                    f"kind={spell(kind)}: a name, or an object with draw(key, numbers) and"
+                    f" __call__(params, state, numbers), is wanted. Choices: {choices}."
+                )
         attends = self.kind in register.ATTENDING or (
             self.kind in register.ORDERS and self.sublayers != "ffn"
         )
         if attends and not self.tokens:
             raise UsageError(f"kind={self.kind!r} attends to tokens: give tokens=, 1 or more.")
-        self.layer  # noqa: B018 - refuses what it cannot be made of
+        if isinstance(self.width, tuple) and len(self.width) != self.depth + 1:
+            raise UsageError(
+                f"width={self.width}: {len(self.width)} widths are {len(self.width) - 1} layers; give depth="
+                f"{len(self.width) - 1}."
+            )
+        layers = self.layers  # refuses what they cannot be made of
+        if self.depth % len(layers):
+            raise UsageError(
+                f"depth={self.depth}: a multiple of {len(layers)} is wanted, the layers in turn."
+            )
+        if len(layers) > 1 and any(map(is_reused, layers)):
+            raise UsageError(f"kind={spell(self.kind)}: a layer that is drawn once stands alone.")
 
     @property
     def weights(self) -> Weights:
         """How this Spec's weights are drawn."""
-        return Weights(self.init, self.sampler, self.precision)
+        return Weights(
+            self.init, self.sampler, self.precision, self.kernel if self.kind == "convolution" else 1
+        )
 
     @property
-    def layer(self) -> Layer:
-        """The layer that this Spec describes, or holds."""
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that this Spec describes, or holds; the stack repeats them in turn."""
         if not isinstance(self.kind, str):
-            return self.kind
-        return register.make_layer(
+            return self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        return register.make_layers(
             self.kind, self.width, self.activation, self.weights, branch_matrices=self.branch_matrices,
-            sublayers=self.sublayers, heads=self.heads,
+            sublayers=self.sublayers, heads=self.heads, padding=self.padding,
         )  # fmt: skip
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Units before the first layer and behind each; of one width, before and behind any."""
+        return self.width if isinstance(self.width, tuple) else (self.width, self.width)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Of the inputs: [batch, width], or [batch, tokens, width]."""
-        return (self.batch, self.tokens, self.width) if self.tokens else (self.batch, self.width)
+        """Of the inputs: [batch, width], [batch, tokens, width], or [batch, side, side, width] of images."""
+        within = (self.side, self.side) if self.kind == "convolution" else (self.tokens,) * (self.tokens > 0)
+        return (self.batch, *within, self.widths[0])
 
 
 class HParams(NamedTuple):
     """The numbers: each is traced, so that any of their values is a lane of the same program."""
 
-    gain: Annotated[float, Doc("factor on the weights")] = 1.0
+    gain: Annotated[float | tuple[float, ...], Doc("factor on the weights")] = 1.0
     sigma_b: Annotated[float, Doc("standard deviation of the biases")] = 0.0
     branch_scale: Annotated[float, Doc("factor on a residual branch")] = 1.0
     forget_bias: Annotated[float, Doc("bias of an LSTM's forget gate")] = 1.0
@@ -130,6 +165,9 @@ class HParams(NamedTuple):
         """Refuse a negative standard deviation, and rates that are none."""
         holds = ~(np.asarray(self.sigma_b) < 0)
         require_all(holds, "sigma_b", self.sigma_b, "a standard deviation is at least 0.")
+        if isinstance(self.gain, tuple) and len(self.gain) != spec.depth:
+            gains = tuple(np.ravel(gain)[0].item() for gain in self.gain)
+            raise UsageError(f"gain={gains}: {len(gains)} gains of layers, and depth={spec.depth}.")
         if len(self.dropout) > 1:
             raise UsageError(f"dropout: {len(self.dropout)} rates; one for all layers, or none, is wanted.")
         if self.dropout and spec.kind == "lstm":

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import random
 from jaxstab.nets.layers.layer import (
+    Layer,
     Numbers,
     Params,
     State,
@@ -59,9 +60,9 @@ class Stream(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """What the backward pass needs of one layer: its key, and of each stream what went in or the way back."""
+    """What the backward pass needs of one layer: its number from 0, and of each stream what went in or the way back."""
 
-    key: jax.Array
+    number: Int[Array, ""]
     streams: dict[str, Stream]
     pulls: dict[str, VJP]
 
@@ -75,29 +76,36 @@ class Walk:
     """
 
     def __init__(self, spec: Spec, hparams: HParams, key: jax.Array):
-        self.spec, self.layer = spec, spec.layer
-        self.numbers = Numbers(*hparams)
+        self.spec, self.layers = spec, spec.layers
+        self.numbers = Numbers(*hparams)  # type: ignore[arg-type]  # a gain by layer is one of them in `numbers_of`
         self.dtype = jnp.dtype(spec.dtype)
-        self.carries_scale = is_homogeneous(self.layer)
+        self.carries_scale = all(map(is_homogeneous, self.layers))
         # forward, one stream serves both purposes where neither the dtype nor the scale sets them apart
         self.streams = ("real", "scaled") if self.carries_scale or self.dtype != jnp.float32 else ("real",)
         self.input_key, self.layers_key, self.readout_key = random.split(key, 3)
-        self.once = self.layer.draw(self.layers_key, self.numbers) if is_reused(self.layer) else None
+        first = self.layers[0]
+        self.once = first.draw(self.layers_key, self.numbers_of(0)) if is_reused(first) else None
         self.stores_draws = self.once is None and self._draws_bytes() <= STORED_DRAWS_BYTES
         self.stores_pulls = self.stores_draws or spec.sampler == "dense"
 
-    def draw(self, key: jax.Array) -> Params:
-        """What one layer draws."""
-        return self.layer.draw(key, self.numbers) if self.once is None else self.once
+    def numbers_of(self, index: Int[Array, ""] | int) -> Numbers:
+        """The numbers of one layer, counted from 0."""
+        gain = self.numbers.gain
+        return self.numbers._replace(gain=jnp.stack(gain)[index]) if isinstance(gain, tuple) else self.numbers
+
+    def draw(self, layer: Layer, index: Int[Array, ""]) -> Params:
+        """What one layer draws, that number counted from 0."""
+        key = random.fold_in(self.layers_key, index)
+        return layer.draw(key, self.numbers_of(index)) if self.once is None else self.once
 
     def _draws_bytes(self) -> int:
         """Bytes of a lane's draws in float32, or of what stands for them where layers are drawn in law."""
         if self.spec.sampler == "conditioned":
-            return (
-                4 * self.spec.depth * 2 * math.prod(self.spec.shape)
-            )  # the inputs' frame and as many normals
-        shapes = jax.eval_shape(lambda: self.layer.draw(self.layers_key, self.numbers))
-        return self.spec.depth * sum(x.size * 4 for x in jax.tree.leaves(shapes))
+            entries = math.prod(self.spec.shape[:-1]) * max(self.spec.widths)
+            return 4 * self.spec.depth * 2 * entries  # the inputs' frame and as many normals
+        draws = lambda: [layer.draw(self.layers_key, self.numbers_of(0)) for layer in self.layers]  # noqa: E731 - one expression
+        entries = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draws)))
+        return 4 * entries * self.spec.depth // len(self.layers)
 
     def streams_of(self, state: State) -> dict[str, Stream]:
         """A float32 state as every stream has it at its start."""
@@ -107,13 +115,15 @@ class Walk:
             streams["scaled"] = Stream(state, zero)
         return streams
 
-    def through(self, params: Params, stream: Stream) -> tuple[State, VJP, list[tuple[Activation, Array]]]:
+    def through(
+        self, layer: Layer, params: Params, stream: Stream
+    ) -> tuple[State, VJP, list[tuple[Activation, Array]]]:
         """A layer's next state, the map of gradients back through it, its activations and what they were applied to."""
         phis: list[Activation] = []
 
         def call(params: Params, state: State) -> tuple[State, list[Array]]:
             with noting() as noted:
-                after = self.layer(params, state, self.numbers)
+                after = layer(params, state, self.numbers)
             phis[:] = [phi for phi, _ in noted]
             return after, [z for _, z in noted]
 
@@ -121,35 +131,72 @@ class Walk:
         after, pull, noted = jax.vjp(call, given, stream.state, has_aux=True)
         return after, pull, list(zip(phis, noted, strict=True))
 
-    def forward(self) -> tuple[Passage, dict[str, Stream], dict[str, Array]]:
-        """All layers' passages (stacked on axis 0), the streams behind the last, and what was seen of each layer."""
-        begun = start(self.layer, random.normal(self.input_key, self.spec.shape))
+    def forward(self) -> tuple[tuple[Passage, ...], dict[str, Stream], dict[str, Array]]:
+        """The passages of each of `layers` (stacked on axis 0), the streams behind the last, and what was seen."""
+        begun = start(self.layers[0], random.normal(self.input_key, self.spec.shape))
 
-        def body(carried: tuple[dict[str, Stream], list[Array]], index: Array) -> tuple[Any, Any]:
-            # a bias is drawn one layer ahead: XLA would draw it where it is added, again for every example
-            (streams, biases), key = carried, random.fold_in(self.layers_key, index)
-            params = with_vectors(self.draw(key), biases)
-            biases = vectors(self.draw(random.fold_in(self.layers_key, index + 1)))
-            after, seen, pulls = {}, {}, {}
-            for name, stream in streams.items():
-                state, pull, noted = self.through(params, stream)
-                after[name], pulls[name] = Stream(state, stream.exponent), pull
-                if name == "real":
-                    seen = self.observe(signal(state), noted)
-                if name == "scaled" and self.carries_scale:
-                    after[name] = after[name].rescaled()
-            scaled = after[self.streams[-1]]
-            seen["log10_forward_rms"] = signals.log10_rms(signal(scaled.state), scaled.exponent)
-            if not self.stores_draws:
-                pulls = {name: without_draws(pull) for name, pull in pulls.items()}
-            if self.stores_pulls:
-                streams = {name: stream._replace(state=None) for name, stream in streams.items()}
-            return (after, biases), (Passage(key, streams, pulls if self.stores_pulls else {}), seen)
+        def body(carried: Any, round_: Array) -> tuple[Any, Any]:
+            passages, sights = [], []
+            for place, index in enumerate(self.indices(round_)):
+                carried, passage, seen = self.forth(carried, place, index)
+                passages.append(passage)
+                sights.append(seen)
+            return carried, (tuple(passages), self.joined(sights))
 
-        first = vectors(self.draw(random.fold_in(self.layers_key, jnp.int32(0))))
-        carried = (self.streams_of(begun), first)
-        (streams, _), (passages, seen) = jax.lax.scan(body, carried, jnp.arange(self.spec.depth))
-        return passages, streams, seen
+        first = vectors(self.draw(self.layers[0], jnp.int32(0)))
+        (streams, _), (passages, seen) = self.scan(body, (self.streams_of(begun), first), self.rounds())
+        return passages, streams, self.unrolled(seen)
+
+    def forth(
+        self, carried: tuple[dict[str, Stream], list[Array]], place: int, index: Int[Array, ""]
+    ) -> tuple[tuple[dict[str, Stream], list[Array]], Passage, dict[str, Array]]:
+        """One layer's way there: what is carried on, its passage, and what was seen of it."""
+        # a bias is drawn one layer ahead: XLA would draw it where it is added, again for every example
+        streams, biases = carried
+        layer, following = self.layers[place], self.layers[(place + 1) % len(self.layers)]
+        params = with_vectors(self.draw(layer, index), biases)
+        biases = vectors(self.draw(following, index + 1))
+        after, seen, pulls = {}, {}, {}
+        for name, stream in streams.items():
+            state, pull, noted = self.through(layer, params, stream)
+            after[name], pulls[name] = Stream(state, stream.exponent), pull
+            if name == "real":
+                seen = self.observe(signal(state), noted)
+            if name == "scaled" and self.carries_scale:
+                after[name] = after[name].rescaled()
+        scaled = after[self.streams[-1]]
+        seen["log10_forward_rms"] = signals.log10_rms(signal(scaled.state), scaled.exponent)
+        if not self.stores_draws:
+            pulls = {name: without_draws(pull) for name, pull in pulls.items()}
+        if self.stores_pulls:
+            streams = {name: stream._replace(state=None) for name, stream in streams.items()}
+        return (after, biases), Passage(index, streams, pulls if self.stores_pulls else {}), seen
+
+    def rounds(self) -> Int[Array, " round"]:
+        """The layers are walked in turn so many times."""
+        return jnp.arange(self.spec.depth // len(self.layers))
+
+    def indices(self, round_: Int[Array, ""]) -> list[Int[Array, ""]]:
+        """The numbers of a round's layers."""
+        count = len(self.layers)
+        return [round_] if count == 1 else [count * round_ + i for i in range(count)]
+
+    def scan(self, body: Any, carried: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
+        """`jax.lax.scan`; of a single round its body itself, since states of its layers may differ in shape."""
+        if 1 < len(self.layers) == self.spec.depth:
+            carried, found = body(carried, jax.tree.map(lambda x: x[0], xs))
+            return carried, jax.tree.map(lambda x: x[None], found)
+        return jax.lax.scan(body, carried, xs, reverse=reverse)
+
+    def joined(self, sights: list[dict[str, Array]]) -> dict[str, Array]:
+        """What was seen of a round's layers, stacked."""
+        return sights[0] if len(sights) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *sights)
+
+    def unrolled(self, seen: dict[str, Array]) -> dict[str, Array]:
+        """What was seen, [layer, ...], of [round, layer of the round, ...]."""
+        if len(self.layers) == 1:
+            return seen
+        return {name: x.reshape(self.spec.depth, *x.shape[2:]) for name, x in seen.items()}
 
     def observe(
         self, h: Float[Array, "batch ..."], noted: list[tuple[Activation, Array]]
@@ -159,6 +206,8 @@ class Walk:
         seen["zero_fraction"] = seen.pop("forward_zero_fraction")
         seen["saturated_fraction"] = self.saturated(noted)
         seen["correlation"] = signals.mean_cosine(h)
+        if self.spec.kind == "convolution":
+            seen["forward_profile"] = jnp.mean(h.astype(jnp.float32) ** 2, axis=(0, 3))
         return seen | {f"forward_{k}": v for k, v in signals.is_bad(h).items()}
 
     def saturated(self, noted: list[tuple[Activation, Array]]) -> Float[Array, ""]:
@@ -174,35 +223,45 @@ class Walk:
         largest = jnp.nanmax(jnp.abs(slope(jnp.linspace(-20.0, 20.0, 2001))))
         return jnp.abs(slope(z.astype(jnp.float32))) < 0.01 * largest
 
-    def backward(self, passages: Passage, streams: dict[str, Stream]) -> dict[str, Array]:
+    def backward(self, passages: tuple[Passage, ...], streams: dict[str, Stream]) -> dict[str, Array]:
         """The gradient of a random linear read-out, from the last layer to the first."""
-        cotangent = random.normal(self.readout_key, self.spec.shape)
 
-        def body(gradients: dict[str, Stream], passage: Passage) -> tuple[Any, Any]:
-            seen, before = self.observe_gradient(gradients), {}
-            params = None if self.stores_draws else self.draw(passage.key)
-            for name, gradient in gradients.items():
-                pull = self.way_back(passage, params, name if name in self.streams else "real")
-                of_params, earlier = pull(gradient.state)
-                before[name] = Stream(earlier, gradient.exponent)
-                if name == "real":
-                    seen["weight_gradient_rms"] = gradient_rms(of_params)
-                if name == "scaled":
-                    before[name] = before[name].rescaled()
-            return before, seen
+        def body(gradients: dict[str, Stream], passages: tuple[Passage, ...]) -> tuple[Any, Any]:
+            sights = []
+            for place in reversed(range(len(self.layers))):
+                gradients, seen = self.back(gradients, place, passages[place])
+                sights.append(seen)
+            return gradients, self.joined(sights[::-1])
 
         gradients = {}
         for name in ("real", "scaled"):
             stream = streams[name if name in self.streams else "real"]
-            _, pull = jax.vjp(lambda state: end(self.layer, state), stream.state)
+            read, pull = jax.vjp(lambda state: end(self.layers[-1], state), stream.state)
+            cotangent = random.normal(self.readout_key, read.shape)
             gradients[name] = Stream(pull(cotangent.astype(signal(stream.state).dtype))[0], jnp.int32(0))
-        _, seen = jax.lax.scan(body, gradients, passages, reverse=True)
-        return seen
+        _, seen = self.scan(body, gradients, passages, reverse=True)
+        return self.unrolled(seen)
 
-    def way_back(self, passage: Passage, params: Params, stream: str) -> VJP:
+    def back(
+        self, gradients: dict[str, Stream], place: int, passage: Passage
+    ) -> tuple[dict[str, Stream], dict[str, Array]]:
+        """One layer's way back: the gradients before it, and what was seen of those behind it."""
+        seen, before = self.observe_gradient(gradients), {}
+        params = None if self.stores_draws else self.draw(self.layers[place], passage.number)
+        for name, gradient in gradients.items():
+            pull = self.way_back(place, passage, params, name if name in self.streams else "real")
+            of_params, earlier = pull(gradient.state)
+            before[name] = Stream(earlier, gradient.exponent)
+            if name == "real":
+                seen["weight_gradient_rms"] = gradient_rms(of_params)
+            if name == "scaled":
+                before[name] = before[name].rescaled()
+        return before, seen
+
+    def way_back(self, place: int, passage: Passage, params: Params, stream: str) -> VJP:
         """The map of a stream's gradients through one layer, whose draws were drawn again where they are not stored."""
         if not self.stores_pulls:
-            return self.through(params, passage.streams[stream])[1]
+            return self.through(self.layers[place], params, passage.streams[stream])[1]
         if self.stores_draws:
             return passage.pulls[stream]
         dtype = self.dtype if stream == "real" else jnp.dtype(jnp.float32)

@@ -47,7 +47,8 @@ CASES = {
 def make(name, sampler="dense", activation="relu"):
     kind = name.split(",")[0]
     weights = Weights("xavier_normal", sampler)
-    return register.make_layer(kind, WIDTH, activation, weights, **CASES[name])
+    (layer,) = register.make_layers(kind, WIDTH, activation, weights, **CASES[name])
+    return layer
 
 
 def inputs(name, dtype=jnp.float32):
@@ -352,7 +353,7 @@ def test_attention_alone_makes_tokens_alike_and_a_skip_slows_it():
 def test_attention_mixes_tokens_of_a_cosine_as_theory_says(cosine, square, after):
     """Of T tokens, logits of variance 1: out^2 = c + (1 - c) e^(1-c) / T, out^2 c' = c + (1 - c) e^(c (1-c)) / T."""
     tokens, width, draws = 64, 256, 40
-    layer = register.make_layer("attention", width, "tanh", Weights("lecun_normal"))
+    (layer,) = register.make_layers("attention", width, "tanh", Weights("lecun_normal"))
 
     def one(key):
         shared, own, drawn = jax.random.split(key, 3)

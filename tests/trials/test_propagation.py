@@ -52,7 +52,7 @@ def test_a_trial_sees_what_the_whole_network_has(name):
     phi = {"tanh": jnp.tanh, "relu": lambda x: jnp.maximum(x, 0)}[spec.activation]
     inputs = jax.random.normal(walk.input_key, (3, 12))
     cell = jnp.zeros((3, 12 if name == "lstm" else 0))
-    draws = [walk.draw(jax.random.fold_in(walk.layers_key, i)) for i in range(4)]
+    draws = [walk.draw(walk.layers[0], jnp.int32(i)) for i in range(4)]
 
     def read_out(nudges):
         """The random read-out, each layer's state and linear part moved by a nudge of zero."""

@@ -14,8 +14,6 @@ from jaxstab import random
 from jaxstab.nets.layers.layer import Make, Numbers, Params, preactivation
 from jaxstab.nets.layers.single import add, draw_mask, masked, normalize
 
-SUBLAYERS = ("ffn", "attention")
-
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward(Make):

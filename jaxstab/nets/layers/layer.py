@@ -165,6 +165,13 @@ class Make:
     width: int
     activation: Activation
     weights: Weights
+    fan_in: int = dataclasses.field(default=0, kw_only=True)
+    """Units before the layer; 0: as many as its own."""
+
+    @property
+    def summed(self) -> int:
+        """How many entries of the state a unit sums over."""
+        return self.fan_in or self.width
 
     def phi(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The activation."""
@@ -176,5 +183,5 @@ class Make:
         normal_key, own_key = random.split(key)
         bias = jnp.float32(numbers.sigma_b) * random.normal(normal_key, (units,))
         init = self.weights.init
-        own = initializers.bias_initializer(init, self.width) if isinstance(init, str) else None
+        own = initializers.bias_initializer(init, self.summed) if isinstance(init, str) else None
         return bias if own is None else bias + own(own_key, (units,), jnp.float32)

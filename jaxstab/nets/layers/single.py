@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -30,17 +31,42 @@ class Plain(Make):
     def draw(self, key: jax.Array, numbers: Numbers) -> dict[str, Any]:
         """Weight, bias, and the key of a dropout mask."""
         kernel_key, bias_key = random.split(key)
-        drawn = {"weight": self.weights.draw(kernel_key, self.width, self.width, numbers.gain)}
+        drawn = {"weight": self.weights.draw(kernel_key, self.fan_in or self.width, self.width, numbers.gain)}
         return drawn | {"bias": self.draw_bias(bias_key, numbers)} | draw_mask(key, numbers)
 
-    def linear(self, params: Params, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def linear(self, params: Params, h: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch width"]:
         """W h + b."""
         return params["weight"](h) + params["bias"]
 
     def __call__(
-        self, params: Params, state: Float[Array, "*batch width"], numbers: Numbers
+        self, params: Params, state: Float[Array, "*batch fan_in"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
         return masked(params, self.phi(preactivation(self.linear(params, state), self.activation)), numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution(Plain):
+    """A plain layer on images [batch, row, column, channels]: W multiplies patches, of the weights' kernel.
+
+    padding: "zero" or "circular". Xiao et al. 2018 (arXiv:1806.05393).
+    """
+
+    padding: str = "zero"
+
+    @property
+    def summed(self) -> int:
+        """The channels of all pixels of a patch."""
+        return self.weights.kernel**2 * self.width
+
+    def linear(self, params: Params, h: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        """W on the patch around each pixel, + b."""
+        kernel, side = self.weights.kernel, h.shape[1]
+        edge = ((kernel - 1) // 2, kernel // 2)
+        around = [(0, 0), edge, edge, (0, 0)]
+        padded = jnp.pad(h, around, mode="wrap" if self.padding == "circular" else "constant")
+        taps = itertools.product(range(kernel), repeat=2)
+        patches = [padded[:, i : i + side, j : j + side] for i, j in taps]
+        return super().linear(params, jnp.concatenate(patches, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +111,7 @@ class Normalized(Plain):
         return False
 
     def __call__(
-        self, params: Params, state: Float[Array, "*batch width"], numbers: Numbers
+        self, params: Params, state: Float[Array, "*batch fan_in"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
         return masked(
             params,
