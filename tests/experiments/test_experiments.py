@@ -29,6 +29,7 @@ from experiments import (
     vanishing,
 )
 from experiments.__main__ import NAMES
+from jaxstab import theory as theories
 from jaxstab.report.runner import SCALES, configure, run_experiment
 from jaxstab.theory import finite_width
 
@@ -167,6 +168,16 @@ def test_remedies_keep_gradients_where_they_are_said_to(results):
     kept = dict(zip(kept.remedy.values.astype(str), kept.values, strict=True))
     assert kept["residual"] == kept["plain, critical"] == kept["LSTM, small weights, bias ln 99"] == 1
     assert kept["plain, small weights"] == kept["plain, large weights"] == kept["RNN, small weights"] == 0
+
+
+def test_batch_norm_lets_gradients_grow_as_theory_says(results):
+    """Within five standard errors and a tenth, at width 32; a growth by a third more is seen."""
+    growth = data_of(results, "remedies").growth
+    theory = theories.batch_norm_growth(growth.batch.values)
+    error = 5 * growth.std("seed", ddof=1).values / np.sqrt(growth.sizes["seed"]) + 0.1
+    distance = growth.mean("seed").values - theory
+    assert np.all(np.abs(distance) < error)
+    assert not np.all(np.abs(distance - theory / 3) < error)
 
 
 def test_a_branch_that_shrinks_with_depth_has_a_limit(results):
