@@ -138,7 +138,9 @@ def _plot_batch_norm(data: xr.Dataset) -> Figure:
     ends = np.abs(np.stack([low, high]) - middle.values)
     panel.errorbar(data.batch, middle, ends, fmt="o", color=figures.MEASURED, capsize=3, label="networks")
     sizes = np.geomspace(4, data.batch.max(), 200)
-    figures.theory(panel, sizes, jaxstab.theory.batch_norm_growth(sizes), label="theory, infinite width")
+    figures.theory(
+        panel, sizes, jaxstab.theory.batch_norm_growth(sizes), label="theory: mean, infinite width"
+    )
     panel.axhline(
         LIMIT, color=figures.THEORY, linestyle=":", linewidth=0.9, label="large batches: pi/(pi - 1)"
     )

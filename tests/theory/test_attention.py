@@ -1,10 +1,14 @@
 """Attention's closed forms: against simulation in plain numpy, at their limits, and NaN where they do not hold."""
 
+import jax
 import numpy as np
 import pytest
 
 from jaxstab import theory
 from jaxstab.errors import UsageError
+from jaxstab.nets.layers import register
+from jaxstab.nets.layers.layer import Numbers
+from jaxstab.nets.weights import Weights
 from jaxstab.theory.attention import MOST_ERROR
 
 WIDTH, DRAWS = 512, 48
@@ -66,6 +70,25 @@ def test_one_layers_printed_numbers():
     assert theory.token_maps(1.0, 0.7, 64, 1.0)[1] == pytest.approx(0.9992, abs=5e-5)
     assert theory.token_maps(3.0, 0.3, 64, 1.0)[0] == pytest.approx(3 * 0.32203, abs=2e-4)
     assert theory.token_maps(1.0, np.array([0.0, 0.5, 0.9]), 8, 0.0)[1] == pytest.approx(np.ones(3))
+
+
+def test_logits_grow_as_the_mean_square_of_tokens():
+    """sigma = qk_scale gain^2 q, of the library's own layer; sigma that grew as the root of q would be seen."""
+    tokens, width, q, numbers = 64, 256, 4.0, Numbers(gain=1.5, qk_scale=0.5 / (1.5**2 * 4))
+    layer = register.make_layer("attention", width, "tanh", Weights("lecun_normal"), heads=2)
+
+    def one(key):
+        drawn, inputs = jax.random.split(key)
+        x = q**0.5 * jax.random.normal(inputs, (1, tokens, width))
+        return layer(layer.draw(drawn, numbers), x, numbers)[0]
+
+    h = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 32)), np.float64)
+    sample = np.array([[np.mean(x**2), cosine_of(x)] for x in h])
+    square, cosine = theory.token_maps(q, 0.0, tokens, 0.5, branch_scale=1.5**2, width=width, head=width // 2)
+    assert_holds(sample, np.array([square, cosine]), 0.08)
+    for wrong in (0.25, 1.0):
+        with pytest.raises(AssertionError):
+            assert_holds(sample[:, 1], np.exp(-(wrong**2)), 0.08)
 
 
 def test_near_one_the_distance_is_cubed():
