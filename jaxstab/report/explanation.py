@@ -152,9 +152,7 @@ def explain(**settings: Any) -> Explanation:
         nothing = np.full(max(spec.depth - 1, 0), np.nan)
         silent = f"No theory is known for {_unknown(spec, hparams)}: what is measured is all there is to say."
         if holds[0]:
-            silent = (
-                f"Of {_unknown(spec, hparams)} theory knows the tokens' size and likeness alone: see predict."
-            )
+            silent = f"Of {_unknown(spec, hparams)} theory knows the tokens' size and likeness alone."
         unknown = (nothing, nothing, "", math.nan, math.nan, False, False)
         return Explanation(settings, math.nan, math.nan, *unknown, forecast, (), (silent,))
     sigma_w, sigma_b = map(float, sigmas(spec, hparams))
