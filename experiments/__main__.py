@@ -14,7 +14,7 @@ from jaxstab.errors import UsageError, require_choice
 NAMES = (
     "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop",
     "regularized_backprop", "vanishing", "symmetry", "mlp", "polynomial", "weight_decay", "dropout", "precision",
-    "learning_rate", "remedies", "depth_scaling", "phase_diagram", "trainability",
+    "learning_rate", "remedies", "depth_scaling", "transformer", "phase_diagram", "trainability",
 )  # fmt: skip  # many short words
 
 

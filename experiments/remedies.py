@@ -5,7 +5,8 @@ turn products into sums (ResNet, LSTM), normalize (gradients, or layers), clip g
 weights and activations well. Here each is measured over seeds: a remedy holds in a network where the gradient with
 respect to every layer lies in the range. An LSTM is a matter of its forget gate: with a bias of 1 each step keeps
 0.73 of the cell, so 100 steps keep 1e-14; with the bias ln(99) of Tallec & Ollivier 2018 they keep a third. Batch norm
-is no such remedy: its gradients grow by a factor in each layer (Yang et al. 2019, arXiv:1902.08129).
+is no such remedy: its gradients grow by a factor in each layer, for ReLU pi/(pi - 1) in mean square and more for small
+batches (Yang et al. 2019, arXiv:1902.08129).
 """
 
 from __future__ import annotations
@@ -40,21 +41,27 @@ REMEDIES: dict[str, dict[str, object]] = {
     "LSTM, small weights, bias 1": {"gain": 0.5, "kind": "lstm", "forget_bias": 1.0},
     "LSTM, small weights, bias ln 99": {"gain": 0.5, "kind": "lstm", "forget_bias": math.log(99)},
 }
+LIMIT = math.pi / (math.pi - 1)
 CLIPPED = {"clipped, large weights": "plain, large weights", "clipped, small weights": "plain, small weights"}
 claim = partial(make_claim, "remedies", source="lecture notes, range [1e-6, 1e3]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Stacks of `depth` layers or steps."""
+    """Stacks of `depth` layers or steps; batch norm in stacks of 24 for each of `batches`."""
 
     seeds: int = 64
     depth: int = 100
     width: int = 128
     batch: int = 8
+    batches: tuple[int, ...] = (4, 16, 64, 256)
 
 
-SCALES = {"smoke": Config(seeds=4, width=32), "default": Config(), "full": Config(seeds=1024, width=256)}
+SCALES = {
+    "smoke": Config(seeds=4, width=32, batches=(8, 16)),
+    "default": Config(),
+    "full": Config(seeds=1024, width=256, batches=(4, 8, 16, 32, 64, 128, 256)),
+}
 
 
 def run(config: Config) -> Record:
@@ -68,7 +75,22 @@ def run(config: Config) -> Record:
     parts |= {name: clip(parts[of], config.width * config.batch) for name, of in CLIPPED.items()}
     gradient = xr.Dataset(parts).to_dataarray("remedy")
     inside = ((gradient >= RANGE[0]) & (gradient <= RANGE[1])).all("layer")
-    return Record(xr.Dataset({"log10_gradient": gradient, "share_kept": inside.mean("seed")}))
+    data = xr.Dataset({"log10_gradient": gradient, "share_kept": inside.mean("seed")})
+    return Record(data.assign(growth=_batch_norm(config)))
+
+
+def _batch_norm(config: Config) -> xr.DataArray:
+    """Factor on the gradient's mean square a layer on the way back through batch norm and ReLU: [batch, seed].
+
+    Layers 3 to 22 of 24: the signal has settled there, and so has the gradient.
+    """
+    space = jaxstab.grid(
+        kind="batch_norm", activation="relu", init="lecun_normal", depth=24, width=config.width
+    )
+    space = space * jaxstab.grid(batch=list(config.batches))
+    found = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
+    decades = found.log10_backward_rms.sel(layer=3) - found.log10_backward_rms.sel(layer=22)
+    return (10 ** (2 * decades / 19)).reset_coords(drop=True)
 
 
 def clip(log10_rms: xr.DataArray, entries: int, norm: float = 1.0) -> xr.DataArray:
@@ -79,10 +101,14 @@ def clip(log10_rms: xr.DataArray, entries: int, norm: float = 1.0) -> xr.DataArr
 
 
 def plot(record: Record) -> dict[str, Figure]:
+    """The gradients under each remedy, and how fast they grow through batch norm."""
+    return {"gradients": _plot_gradients(record.data), "batch_norm": _plot_batch_norm(record.data)}
+
+
+def _plot_gradients(data: xr.Dataset) -> Figure:
     """Each remedy's gradients by layer, the wanted range shaded, and the share of networks that stay in it."""
     import matplotlib.pyplot as plt
 
-    data = record.data
     names = data.remedy.values
     figure, panels = plt.subplots(3, 4, figsize=(11, 6.4), sharex=True)
     for panel, name in zip(panels.flat, names, strict=False):
@@ -100,7 +126,30 @@ def plot(record: Record) -> dict[str, Figure]:
     figure.supxlabel("layer or step", fontsize=9.5)
     figure.supylabel("log10 rms of the gradient", fontsize=9.5)
     figure.suptitle("share of networks whose gradients stay in [1e-6, 1e3] at every layer", fontsize=9.5)
-    return {"gradients": figure}
+    return figure
+
+
+def _plot_batch_norm(data: xr.Dataset) -> Figure:
+    """Growth a layer by batch size: median and 95 % of networks; dashed theory, and its limit."""
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(6, 3.8))
+    low, middle, high = figures.quantiles(data.growth)
+    ends = np.abs(np.stack([low, high]) - middle.values)
+    panel.errorbar(data.batch, middle, ends, fmt="o", color=figures.MEASURED, capsize=3, label="networks")
+    sizes = np.geomspace(4, data.batch.max(), 200)
+    figures.theory(
+        panel, sizes, jaxstab.theory.batch_norm_growth(sizes), label="theory: mean, infinite width"
+    )
+    panel.axhline(
+        LIMIT, color=figures.THEORY, linestyle=":", linewidth=0.9, label="large batches: pi/(pi - 1)"
+    )
+    panel.set(xscale="log", xlabel="batch size", ylabel="factor a layer, 95 % of networks")
+    panel.set_xticks(data.batch.values, [str(size) for size in data.batch.values])
+    panel.minorticks_off()
+    panel.set_title("Batch norm: growth of the gradient's mean square, ReLU")
+    panel.legend()
+    return figure
 
 
 def claims(record: Record) -> Iterator[Claim]:
@@ -108,3 +157,7 @@ def claims(record: Record) -> Iterator[Claim]:
     first = record.data.log10_gradient.isel(layer=0)
     for name in first.remedy.values:
         yield claim(f"{name}: log10 gradient at the first layer", first.sel(remedy=name))
+    for size in record.data.batch.values:
+        growth, theory = record.data.growth.sel(batch=size), jaxstab.theory.batch_norm_growth(int(size))
+        what = f"batch norm, ReLU, batch {size}: factor on the gradient's mean square a layer"
+        yield make_claim("remedies", what, growth, theory=theory, source="arXiv:1902.08129")

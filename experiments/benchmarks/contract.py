@@ -70,6 +70,7 @@ SUBJECTS = {
     "vanishing": of("vanishing:classifier", "learning_rate", [0.1, 1e30], layers=2, activation="relu", epochs=1),
     "dropped_layer": of("dropout:layer", "p", [0, 0.5]),
     "dropout": of("dropout:classifier", dataset="digits", epochs=1, passes=2, rates={"two": (0.1, 0.2)}),
+    "transformer": of("transformer:shares", "sigma", [0, 2], context=16, head=8),
     "subject": of("benchmarks.subject:regression", "learning_rate", [0.1, 1e30], steps=5),
     "users": of("benchmarks.contract:walk", "size", [1, 1e38], steps=6),
 }  # fmt: skip  # a family a line

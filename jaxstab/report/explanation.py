@@ -124,7 +124,7 @@ class Explanation:
     def text(self, measured: xr.Dataset | None = None) -> str:
         """The facts in sentences; with a measurement [seed] of the same stack, what became of it in its dtype."""
         spec, hparams = propagation.configure(self.settings)
-        is_silent = measured is None and _unsaid(spec, hparams)
+        is_silent = measured is None and bool(_unsaid(spec, hparams))
         ends = [] if is_silent else _describe_ends(self.forecast, spec, measured)
         return " ".join([*self.sentences, *ends])
 
@@ -148,7 +148,7 @@ def explain(**settings: Any) -> Explanation:
     predicted = propagation.predict(spec, hparams)
     forecast = {n: x.item() for n, x in predicted.items() if n.startswith(ends)}
     holds = [not np.isnan(predicted[f"log10_{way}_rms"]).any() for way in ("forward", "backward")]
-    if silent := _unsaid(spec, hparams):
+    if silent := _unsaid(spec, hparams, holds[0]):
         nothing = np.full(max(spec.depth - 1, 0), np.nan)
         unknown = (nothing, nothing, "", math.nan, math.nan, False, False)
         return Explanation(settings, math.nan, math.nan, *unknown, forecast, (), (silent,))
@@ -161,10 +161,12 @@ def explain(**settings: Any) -> Explanation:
     return dataclasses.replace(facts, sentences=tuple(_sentences(facts, spec)))
 
 
-def _unsaid(spec: Spec, hparams: HParams) -> str:
-    """Why there is nothing to explain; "" where there is."""
+def _unsaid(spec: Spec, hparams: HParams, holds: bool = False) -> str:
+    """Why there is nothing to explain, `holds` what is told of the signal; "" where there is."""
     if not has_theory(spec, hparams):
         stack = f"kind={spell(spec.kind)}, init={spell(spec.init)}" + ", with dropout" * bool(hparams.dropout)
+        if holds:
+            return f"Of {stack} theory knows the tokens' size and likeness alone."
         return f"No theory is known for {stack}: what is measured is all there is to say."
     if spec.kind == "convolution" or is_by_layer(spec, hparams):
         what = "images" if spec.kind == "convolution" else "layers that differ in width or gain"

@@ -1,3 +1,9 @@
+from .attention import attention_concentration as attention_concentration
+from .attention import attention_entropy as attention_entropy
+from .attention import token_maps as token_maps
+from .attention import token_trajectory as token_trajectory
+from .attention import uniform_blocks as uniform_blocks
+from .batchnorm import batch_norm_growth as batch_norm_growth
 from .finite_width import hanin_nica as hanin_nica
 from .finite_width import log10_entry_quantile as log10_entry_quantile
 from .finite_width import log10_row_norm as log10_row_norm

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from jaxstab.nets import initializers
+from jaxstab.nets.layers import register
 from jaxstab.nets.weights import GAUSSIAN
-from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
+from jaxstab.theory import activations, attention, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.convolutions import profiles
 from jaxstab.theory.trajectories import Trajectory, trajectory
 from jaxstab.trials.family import Vectorized
@@ -142,7 +143,7 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
     if not has_theory(spec, hparams):
-        return _nothing(spec, len(np.atleast_1d(hparams.sigma_b)))
+        return _nothing(spec, len(np.atleast_1d(hparams.sigma_b))) | _tokens(spec, hparams)
     if spec.kind == "convolution":
         return _of_images(spec, hparams)
     derived = has_range(spec, hparams)
@@ -159,6 +160,34 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
         for name in names:
             values[name] = np.where(fails, np.nan, values[name])
     return values | _spread(spec, sigma_w, sigma_b) | ends | _loss_scales(spec, values["log10_backward_rms"])
+
+
+def _tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """Size of tokens and mean cosine within an input, of attention whose weights have mean 0; else nothing."""
+    is_random = isinstance(spec.init, str) and spec.init != "constant"
+    if spec.kind not in register.ATTENDING or not is_random or hparams.dropout or is_by_layer(spec, hparams):
+        return {}
+    has_skip = spec.kind == "residual_attention"
+    walked = attention.token_trajectory(
+        spec.depth,
+        spec.tokens,
+        sigmas(spec, hparams)[0],
+        qk_scale=hparams.qk_scale,
+        skip_scale=hparams.skip_scale if has_skip else 0.0,
+        branch_scale=hparams.branch_scale if has_skip else 1.0,
+        width=spec.width,
+        head=spec.width // spec.heads,
+    )  # fmt: skip - an argument a line otherwise
+    far = ROUGH_DISPLACEMENT * np.arange(1, spec.depth + 1) / spec.width > FARTHEST
+    fails = far | (spec.width < NARROWEST) | _leaves_float32(walked.log_square)
+    log_rms = np.where(fails, np.nan, walked.log_square / 2)
+    cosine = np.where(fails | (spec.tokens == 1), np.nan, walked.correlation)
+    return {"forward_rms": np.exp(log_rms), "log10_forward_rms": log_rms / LN_10, "correlation": cosine}
+
+
+def _leaves_float32(log_square: np.ndarray) -> np.ndarray:
+    """Where a signal that is measured in float32 is about to end, one whose scale is not carried apart."""
+    return np.abs(log_square / 2) > math.log(floats.FLOATS["float32"].largest) - LN_10
 
 
 def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
@@ -276,9 +305,7 @@ def _out_of_range(
         for x, lost in ((there, dead), (back, dead[:, -1:]), (before + back, dead[:, -1:]))
     ]
     if not activations.is_homogeneous(spec.activation):  # its signal is measured in float32, which ends there
-        fails[0] = fails[0] | (
-            np.abs(walked.log_square / 2) > math.log(floats.FLOATS["float32"].largest) - LN_10
-        )
+        fails[0] = fails[0] | _leaves_float32(walked.log_square)
     if spec.kind == "residual":
         excess = _excess(walked) / spec.width
         fails[1:] = [fail | (excess > MOST_EXCESS) for fail in fails[1:]]

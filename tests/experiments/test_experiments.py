@@ -25,9 +25,11 @@ from experiments import (
     precision,
     remedies,
     sigmoid_gradient,
+    transformer,
     vanishing,
 )
 from experiments.__main__ import NAMES
+from jaxstab import theory as theories
 from jaxstab.report.runner import SCALES, configure, run_experiment
 from jaxstab.theory import finite_width
 
@@ -45,6 +47,7 @@ MODULES = {
         precision,
         remedies,
         sigmoid_gradient,
+        transformer,
         vanishing,
     )
 }
@@ -167,6 +170,16 @@ def test_remedies_keep_gradients_where_they_are_said_to(results):
     assert kept["plain, small weights"] == kept["plain, large weights"] == kept["RNN, small weights"] == 0
 
 
+def test_batch_norm_lets_gradients_grow_as_theory_says(results):
+    """Within five standard errors and a tenth, at width 32; a growth by a third more is seen."""
+    growth = data_of(results, "remedies").growth
+    theory = theories.batch_norm_growth(growth.batch.values)
+    error = 5 * growth.std("seed", ddof=1).values / np.sqrt(growth.sizes["seed"]) + 0.1
+    distance = growth.mean("seed").values - theory
+    assert np.all(np.abs(distance) < error)
+    assert not np.all(np.abs(distance - theory / 3) < error)
+
+
 def test_a_branch_that_shrinks_with_depth_has_a_limit(results):
     """Factors on the mean square: (1 + L^-2a)^L with two matrices; with one, means of ReLU add up."""
     data = data_of(results, "depth_scaling").isel(depth=-1)
@@ -184,6 +197,28 @@ def test_a_branch_that_shrinks_with_depth_has_a_limit(results):
     theory = data.signal_theory.sel(matrices=1)
     assert float(theory.sel(exponent=0.5)) == pytest.approx(np.log10(29.25), abs=1e-3)
     assert float(theory.sel(exponent=1.0)) == pytest.approx(np.log10(1.4049), abs=1e-4)
+
+
+def test_a_transformer_at_initialization_is_as_theory_says(results):
+    """Signal, gradient, cosines of tokens and entropies, to five standard errors and what theory neglects."""
+    data = data_of(results, "transformer")
+
+    def is_near(sample: xr.DataArray, theory: xr.DataArray, allowed: float) -> bool:
+        error = 5 * sample.std("seed", ddof=1) / np.sqrt(sample.sizes["seed"]) + allowed * theory
+        return bool(((abs(sample.mean("seed") - theory) <= error) | theory.isnull()).all())
+
+    for name in ("signal", "gradient"):
+        squares, theory = 10.0 ** data[name], 10.0 ** data[f"{name}_theory"]
+        assert is_near(squares, theory, 0.02), name
+        assert not is_near(squares, 1.3 * theory, 0.02), name
+    for name, wrong in (("cosine", 1.5), ("entropy", 1.1)):
+        theory = data[f"{name}_theory"]
+        assert int(theory.notnull().sum()) >= 6
+        assert is_near(data[name], theory, 0.05), name
+        assert not is_near(data[name], wrong * theory, 0.05), name
+    behind = data.cosine.median("seed").isel(layer=-1).values  # alone, with a skip, with a small branch
+    assert 0.999 < behind[0] <= 1
+    assert behind[1] > 5 * behind[2]
 
 
 def test_an_unequal_layer_keeps_one_variance_at_a_time(results):

@@ -282,3 +282,45 @@ def test_theory_of_blocks_and_of_dropout_is_what_is_measured(name):
         assert (np.abs(found.mean(0) - wanted) < error).all(), (variable, found.mean(0), wanted)
         if variable != "correlation":
             assert not (np.abs(found.mean(0) - 1.25 * wanted) < error).all()
+
+
+ATTENTION = {
+    "alone": {"kind": "attention", "depth": 3, "gain": 2.0, "qk_scale": 0.1},
+    "skip": {"kind": "residual_attention", "depth": 5, "qk_scale": 0.5, "skip_scale": 0.9},
+    "heads": {"kind": "residual_attention", "depth": 5, "branch_scale": 0.5, "heads": 4, "qk_scale": 0.4},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_tokens_are_as_large_and_as_alike_as_theory_says(name):
+    """Within five standard errors and a twentieth of the value; and not where it is off by a half."""
+    settings = {"tokens": 64, "width": 256, "batch": 1, "init": "lecun_normal"} | ATTENTION[name]
+    told = jaxstab.predict(**settings)
+    data = jaxstab.propagate(24, keep=["forward_rms", "correlation"], progress=False, **settings)
+    for variable, power in (("forward_rms", 2), ("correlation", 1)):
+        found, wanted = data[variable].values.astype(np.float64) ** power, told[variable].values ** power
+        assert np.isfinite(wanted).all()
+        error = 5 * found.std(0, ddof=1) / np.sqrt(len(found)) + 0.05 * wanted
+        assert (np.abs(found.mean(0) - wanted) < error).all(), (variable, found.mean(0), wanted)
+        assert not (np.abs(found.mean(0) - 1.5 * wanted) < error).all()
+    np.testing.assert_allclose(told.log10_forward_rms, np.log10(told.forward_rms))
+    assert np.isnan(told.backward_rms).all()
+
+
+def test_of_attention_only_what_holds_is_said():
+    settings = {"kind": "residual_attention", "depth": 12, "width": 64, "init": "lecun_normal"}
+    assert np.isnan(jaxstab.predict(tokens=64, **settings).correlation[1:]).all()
+    grown = jaxstab.predict(
+        tokens=8, qk_scale=0.2, **settings
+    ).correlation.values  # logits grow with the signal
+    assert np.isfinite(grown[0])
+    assert np.isnan(grown[-1])
+    single = jaxstab.predict(tokens=1, qk_scale=0.0, **settings)
+    assert np.isnan(single.correlation).all()
+    np.testing.assert_allclose(single.forward_rms**2, 2.0 ** np.arange(1, 13))
+    for unknown in ({"dropout": 0.1}, {"init": "constant"}, {"kind": "pre_ln", "sublayers": "attention"}):
+        assert np.isnan(
+            jaxstab.predict(**settings | {"tokens": 64, "qk_scale": 0.0} | unknown).forward_rms
+        ).all()
+    known = {**settings, "depth": 3, "tokens": 64, "width": 512, "qk_scale": 0.1}
+    assert "theory knows the tokens' size and likeness alone" in str(jaxstab.explain(**known))
