@@ -35,7 +35,7 @@ class Axes:
     """plain, residual, normalized, rms_norm, batch_norm, recurrent, lstm, pre_ln, post_ln, attention,
     residual_attention, convolution (plain)."""
     sampler: Values = ()
-    """dense, or conditioned: layers in law without their matrices (dense)."""
+    """dense, or conditioned: in law without matrices (auto: the latter where it is exact and cheaper)."""
     dtype: Values = ()
     """float32, bfloat16, float16 (float32)."""
     precision: Values = ()

@@ -30,14 +30,19 @@ class Job:
     def __init__(
         self, family: Family, space: Space, seeds: Any, keep: Any, devices: Any, tile: Any, memory: Any = None
     ):
-        self.family, self.space = family, space
+        self.family = family
         tile = check_tile(tile)
         configurations = by_spec(family, space)
+        specs, chosen = family.settle([own.spec for own in configurations])
+        self.space = space.settled(chosen)
         self.seeds = parse_seeds(seeds)
         self.devices = check_devices(devices)
         memory = room.check_memory(memory)
         given = (self.seeds, keep, tile, self.devices, memory)
-        self.groups = [Group(family, own, *given) for own in configurations]
+        self.groups = [
+            Group(family, own._replace(spec=spec), *given)
+            for own, spec in zip(configurations, specs, strict=True)
+        ]
         room.require_results(len(space), len(self.seeds), max(group.lane.bytes for group in self.groups))
 
     def chunks(self) -> list[Chunk]:

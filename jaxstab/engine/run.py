@@ -83,7 +83,7 @@ def sweep(
     # a store that holds these seeds among others is asked for them, not refused
     is_part = held is not None and len(held) > len(wanted) and bool(np.isin(wanted, held).all())
     job = Job(family, space, held if is_part else wanted, keep, devices, tile, memory)
-    layout = Layout.of(family, space, job.seeds)
+    layout = Layout.of(family, job.space, job.seeds)
     table = Table(layout, [group.lane.outputs for group in job.groups])
     with _bar(job, wanted, progress) as bar:
         if store is None:

@@ -73,6 +73,12 @@ class Space:
         """All axes that vary."""
         return tuple(axis for d in self.dimensions for axis in d.axes)
 
+    def settled(self, chosen: Mapping[str, Any]) -> Space:
+        """The same space, which says what was chosen for parameters that no axis varies."""
+        varying = {axis.name for axis in self.axes}
+        said = tuple(Axis(name, (value,), (value,)) for name, value in chosen.items() if name not in varying)
+        return Space(self.dimensions, (*(axis for axis in self.fixed if axis.name not in chosen), *said))
+
     def configurations(self) -> Iterator[dict[str, Any]]:
         """Settings of each configuration, the last dimension fastest."""
         fixed = {axis.name: axis.values[0] for axis in self.fixed}

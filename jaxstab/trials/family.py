@@ -12,7 +12,7 @@ import inspect
 import types
 import typing
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -26,6 +26,8 @@ Outputs: TypeAlias = Mapping[str, jax.Array]
 Trial: TypeAlias = Callable[..., Outputs]
 """`trial(key, hparams) -> outputs`, or `trial(key, hparams, shared)` where the family shares data. Pure."""
 
+AUTO = "auto"
+"""A parameter's value that stands for what the Specs of a sweep settle on."""
 OK, NONFINITE, NOT_RUN = 0, 1, -1
 """Flags that every family has; its own follow from 2 on."""
 
@@ -136,10 +138,17 @@ class Family:
         self.require_names(settings)
         values = {name: self.coerce(name, settings[name]) for name in self.parameters if name in settings}
         spec = self.Spec(**{n: v for n, v in values.items() if n in self.spec_types})
+        (spec,), _ = self.settle([spec])
         hparams = self.HParams(**{n: v for n, v in values.items() if n in self.hparam_types})
         if hasattr(hparams, "validate"):
             hparams.validate(spec)
         return spec, hparams
+
+    def settle(self, specs: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The Specs of one sweep with what their class's `settle` puts for parameters that are "auto", and that."""
+        chosen = self.Spec.settle(specs) if hasattr(self.Spec, "settle") else {}
+        of = lambda spec: {name: value for name, value in chosen.items() if getattr(spec, name) == AUTO}  # noqa: E731
+        return [dataclasses.replace(spec, **of(spec)) for spec in specs], chosen
 
     def _required(self) -> Iterable[str]:
         for f in dataclasses.fields(self.Spec):

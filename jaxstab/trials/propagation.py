@@ -92,7 +92,9 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType({
     "forward_entry": _by_layer("the first unit's activation for the first input", ""),
     "zero_fraction": _by_layer("share of activations that are zero"),
     "saturated_fraction": _by_layer("share of units where |phi'| is below 1 % of its maximum"),
-    "correlation": _by_layer("mean cosine over pairs of inputs, or of tokens of an input", undefined="where fewer than two inputs are nonzero"),
+    "correlation": _by_layer(
+        "mean cosine over pairs of inputs, or of an input's tokens", undefined="where fewer than two are nonzero"
+    ),
     "backward_rms": _by_layer("root mean square of the gradient with respect to the activations", "interval"),
     "weight_gradient_rms": _by_layer("root mean square of the gradient with respect to the weights"),
     "forward_profile": Output(

@@ -86,7 +86,7 @@ class Walk:
         first = self.layers[0]
         self.once = first.draw(self.layers_key, self.numbers_of(0)) if is_reused(first) else None
         self.stores_draws = self.once is None and self._draws_bytes() <= STORED_DRAWS_BYTES
-        self.stores_pulls = self.stores_draws or spec.sampler == "dense"
+        self.stores_pulls = self.stores_draws or spec.sampler != "conditioned"
 
     def numbers_of(self, index: Int[Array, ""] | int) -> Numbers:
         """The numbers of one layer, counted from 0."""
