@@ -51,5 +51,5 @@ def outer_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[A
     b_scaled, b_exponent = rescale(b)
     gram_a = jnp.matmul(a_scaled, a_scaled.T, precision="highest")
     gram_b = jnp.matmul(b_scaled, b_scaled.T, precision="highest")
-    square = jnp.maximum(jnp.sum(gram_a * gram_b), 0.0) / (a.shape[1] * b.shape[1])
+    square = jnp.maximum(jnp.sum(gram_a * gram_b), 0.0) / (float(a.shape[1]) * b.shape[1])
     return jnp.ldexp(jnp.sqrt(square), a_exponent + b_exponent)
