@@ -55,5 +55,5 @@ def outer_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[A
     if len(a) > 2 * max(a.shape[1], b.shape[1]):
         return jnp.ldexp(jnp.sqrt(jnp.mean(times(a_scaled.T, b_scaled) ** 2)), a_exponent + b_exponent)
     square = jnp.maximum(jnp.sum(times(a_scaled, a_scaled.T) * times(b_scaled, b_scaled.T)), 0.0)
-    square = square / (a.shape[1] * b.shape[1])
+    square = square / (float(a.shape[1]) * b.shape[1])
     return jnp.ldexp(jnp.sqrt(square), a_exponent + b_exponent)

@@ -2,7 +2,7 @@
 
 Every benchmark runs jaxstab and its peers in turn, several times, in one process; their results must be of one law.
 Writes OUT/MACHINE/benchmarks.json and benchmarks.md, scaling.json and scaling.png. Campaigns with commands of their
-own: reliability, kills, torch_chapter.
+own: reliability, kills, contract, layers, forecasts, facts, torch_chapter.
 """
 
 from __future__ import annotations

@@ -91,12 +91,16 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType({
     "forward_absmax": _by_layer("largest magnitude of the activations", ""),
     "forward_entry": _by_layer("the first unit's activation for the first input", ""),
     "zero_fraction": _by_layer("share of activations that are zero"),
-    "saturated_fraction": _by_layer("share of units where |phi'| is below 1 % of its maximum"),
+    "saturated_fraction": _by_layer(
+        "share of units where |phi'| is below 1 % of its maximum", undefined="where the layer names no activation"
+    ),
     "correlation": _by_layer(
         "mean cosine over pairs of inputs, or of an input's tokens", undefined="where fewer than two are nonzero"
     ),
     "backward_rms": _by_layer("root mean square of the gradient with respect to the activations", "interval"),
-    "weight_gradient_rms": _by_layer("root mean square of the gradient with respect to the weights"),
+    "weight_gradient_rms": _by_layer(
+        "root mean square of the gradient with respect to the weights", undefined="where the layer has no weights"
+    ),
     "forward_profile": Output(
         ("layer", "row", "column"), "mean square of a convolution's activations by pixel", theory="value"
     ),

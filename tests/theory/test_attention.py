@@ -75,7 +75,7 @@ def test_one_layers_printed_numbers():
 def test_logits_grow_as_the_mean_square_of_tokens():
     """sigma = qk_scale gain^2 q, of the library's own layer; sigma that grew as the root of q would be seen."""
     tokens, width, q, numbers = 64, 256, 4.0, Numbers(gain=1.5, qk_scale=0.5 / (1.5**2 * 4))
-    layer = register.make_layer("attention", width, "tanh", Weights("lecun_normal"), heads=2)
+    (layer,) = register.make_layers("attention", width, "tanh", Weights("lecun_normal"), heads=2)
 
     def one(key):
         drawn, inputs = jax.random.split(key)

@@ -85,6 +85,8 @@ def test_the_gradient_of_a_matrix_has_its_norm_without_the_matrix():
     np.testing.assert_allclose(scaling.outer_rms(jnp.asarray(X), jnp.asarray(other)), wanted, rtol=1e-5)
     far = scaling.outer_rms(jnp.ldexp(jnp.asarray(X), 100), jnp.ldexp(jnp.asarray(other), -100))
     np.testing.assert_allclose(far, wanted, rtol=1e-5)
+    wide = jax.ShapeDtypeStruct((1, 2**16), jnp.float32)  # of 2^32 entries
+    assert jax.eval_shape(scaling.outer_rms, wide, wide).shape == ()
 
 
 def test_first_layers_count_from_one_and_zero_is_none():

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxstab import random
 from jaxstab.nets import initializers
 from jaxstab.nets.weights import Weight, Weights
-from jaxstab.scaling import power_of_two, rms
+from jaxstab.scaling import power_of_two, rescale, rms
 from jaxstab.theory import activations
 from jaxstab.typing import Activation, Scalar
 
@@ -154,8 +154,9 @@ def gradient_rms(gradient: Params) -> Float[Array, ""]:
         return parts[0][1]
     if not parts:
         return jnp.float32(jnp.nan)
-    total = sum(size for size, _ in parts)
-    return jnp.sqrt(sum((value**2 * (size / total) for size, value in parts), start=jnp.float32(0.0)))
+    sizes, values = (jnp.stack([jnp.float32(one) for one in column]) for column in zip(*parts, strict=True))
+    m, exponent = rescale(values)
+    return jnp.ldexp(jnp.sqrt(jnp.sum(sizes / jnp.sum(sizes) * m * m)), exponent)
 
 
 @dataclasses.dataclass(frozen=True)
