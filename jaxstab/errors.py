@@ -63,3 +63,14 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def require_hashable(name: str, value: object) -> None:
+    """Refuse a parameter's value that cannot be hashed: programs are kept by it."""
+    try:
+        hash(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise UsageError(
+            f"{name}: a {kind} cannot be hashed, and programs are kept by it; a frozen dataclass, say, can."
+        ) from None

@@ -21,7 +21,10 @@ def make_trial(spec: Spec) -> Trial:
     (layer,) = spec.layers
 
     def trial(key: jax.Array, hparams: HParams) -> dict[str, Array]:
-        numbers, (input_key, layers_key, readout_key) = layers.Numbers(*hparams), random.split(key, 3)
+        numbers, (input_key, layers_key, readout_key) = (
+            layers.Numbers(**hparams._asdict()),
+            random.split(key, 3),
+        )
 
         def read(x: Array) -> Array:
             def body(state: Any, index: Array) -> tuple[Any, None]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxstab.engine.space import Space
-from jaxstab.errors import UsageError
+from jaxstab.errors import UsageError, require_hashable
 from jaxstab.trials.family import Family
 
 Column = np.ndarray | tuple[np.ndarray, ...]
@@ -47,7 +47,7 @@ def by_spec(family: Family, space: Space) -> list[Configurations]:
             axes[axis.name] = [family.coerce(axis.name, value) for value in axis.values], index
     members: dict[Any, list[np.ndarray]] = {}
     static = {name: own for name, own in axes.items() if name in family.spec_types}
-    for rows in _alike([_codes(values)[index] for values, index in static.values()], len(space)):
+    for rows in _alike([_codes(name, values)[index] for name, (values, index) in static.items()], len(space)):
         varied = {name: values[index[rows[0]]] for name, (values, index) in static.items()}
         settings = {name: value for name, value in fixed.items() if name in family.spec_types} | varied
         members.setdefault(family.Spec(**settings), []).append(rows)
@@ -60,8 +60,10 @@ def by_spec(family: Family, space: Space) -> list[Configurations]:
     return found
 
 
-def _codes(values: list[Any]) -> Int[np.ndarray, " value"]:
+def _codes(name: str, values: list[Any]) -> Int[np.ndarray, " value"]:
     """Equal numbers for equal values."""
+    for value in values:
+        require_hashable(name, value)
     codes: dict[Any, int] = {}
     return np.array([codes.setdefault(value, len(codes)) for value in values])
 

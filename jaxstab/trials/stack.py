@@ -13,6 +13,7 @@ from jaxstab.errors import UsageError, canonicalize
 from jaxstab.names import spell
 from jaxstab.nets import weights
 from jaxstab.nets.layers import register
+from jaxstab.nets.layers.check import require_layers
 from jaxstab.nets.layers.layer import Layer, is_reused
 from jaxstab.nets.weights import Weights
 from jaxstab.theory import activations
@@ -126,6 +127,8 @@ class Spec:
             raise UsageError(
                 f"depth={self.depth}: a multiple of {len(layers)} is wanted, the layers in turn."
             )
+        if not isinstance(self.kind, str):
+            require_layers(layers, self.shape, self.dtype)
         if len(layers) > 1 and any(map(is_reused, layers)):
             raise UsageError(f"kind={spell(self.kind)}: a layer that is drawn once stands alone.")
 

@@ -168,10 +168,41 @@ def test_a_users_layer_resumes_and_another_one_is_refused(tmp_path):
         jaxstab.propagate(kind={"mine": Other(16)}, **call)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """Other units than it was given, always float32, and something among its draws."""
+
+    units: int = 16
+    beside: object = ()
+
+    def draw(self, key, numbers):
+        return {"w": jax.random.normal(key, (16, self.units)), "beside": self.beside}
+
+    def __call__(self, params, state, numbers):
+        return (state @ params["w"]).astype(jnp.float32)
+
+
+@dataclasses.dataclass
+class Unhashable:
+    width: int
+
+    draw, __call__ = Gated.draw, Gated.__call__
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"kind": "residul"}, "unknown kind 'residul'.*Did you mean 'residual'"),
+        (
+            {"kind": {"mine": Wrong(8)}, "width": 16},
+            r"kind=Wrong: makes float32\[2,8\] of float32\[2,16\]; a state",
+        ),
+        (
+            {"kind": {"mine": Wrong()}, "width": 16, "dtype": "float16"},
+            r"makes float32\[2,16\] of float16\[2,16\]",
+        ),
+        ({"kind": {"mine": Wrong(16, jnp.tanh)}, "width": 16}, "draw returns .*tanh.*, which is no array"),
+        ({"kind": {"mine": Unhashable(16)}, "width": 16}, "kind: a Unhashable cannot be hashed"),
         ({"kind": {"mine": 3}}, r"kind=3: a name, or an object with draw\(key, numbers\)"),
         ({"init": {"mine": lambda key: key}}, r"init=<lambda> is no initializer \(key, shape, dtype\)"),
         ({"init": {"mine": lambda key, shape, dtype: jnp.zeros(3)}}, r"for \(2, 3\) it gives \(3,\)"),
