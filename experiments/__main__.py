@@ -48,8 +48,10 @@ def main(
         return 0
     if fashion_mnist is not None and not fashion_mnist.is_dir():
         raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
+    from jaxstab.engine.cache import keep_programs
     from jaxstab.report.runner import run_all
 
+    keep_programs()
     overrides = {"seeds": seeds, "fashion_mnist": fashion_mnist}
     return 0 if run_all(modules, scale, out, overrides, print) else 1
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
+import jaxstab
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -33,6 +37,13 @@ def test_a_layer_of_ones_own_is_measured_as_it_says(capsys):
     assert dict(scope["ds"].sizes) == {"kind": 2, "gain": 3, "seed": 64, "layer": 20}
     assert (scope["ds"].status == 0).all()
     assert scope["ds"].saturated_fraction.notnull().all()
-    assert "gated" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("gated") == 2
+    told, measured = jaxstab.predict(**scope["axes"]).sel(kind="gated"), scope["ds"].sel(kind="gated")
+    for name in ("log10_forward_rms", "log10_backward_rms"):
+        log_squares = np.log10((10.0 ** (2 * measured[name].astype(float))).mean("seed")) / 2
+        np.testing.assert_allclose(
+            log_squares.isel(layer=slice(0, 19)), told[name].isel(layer=slice(0, 19)), atol=0.06
+        )
+        assert not np.allclose(log_squares, told[name] + 0.1, atol=0.06)
     own = program.split("@dataclasses")[1].split("ds =")[0]
     assert len([line for line in own.splitlines() if line.strip()]) <= 15

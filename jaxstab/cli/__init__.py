@@ -13,7 +13,7 @@ import sys
 
 import tyro
 
-from jaxstab.cli.commands import COMMANDS
+from jaxstab.cli.commands import COMMANDS, COMPILING
 from jaxstab.errors import Interrupted, UsageError, require_choice
 
 
@@ -48,6 +48,10 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"{words[0]}: unknown option {unknown[0]}.{hint} Choices: {', '.join(known)}.")
+    if words[0] in COMPILING:
+        from jaxstab.engine.cache import keep_programs
+
+        keep_programs()
     return command.run()
 
 

@@ -337,3 +337,7 @@ def _or_none(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except UsageError:
         return None
+
+
+COMPILING = ("propagate", "train", "sweep", "diagnose", "tile")
+"""Commands whose programs are kept for the next time."""

@@ -17,7 +17,6 @@ from typing import NamedTuple, cast
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, loggamma, polygamma
-from scipy.stats import binom
 
 from jaxstab.errors import UsageError
 from jaxstab.theory.activations import name_of, resolve
@@ -211,6 +210,8 @@ def _log_factors(
     if name == "linear":
         return _quantiles([_log_chi(width, layers + inputs)], probabilities) + shift
     alive = math.exp(mortal * math.log1p(-(0.5**width)))
+    from scipy.stats import binom  # here: scipy.stats costs a second of every start
+
     given_alive = (np.asarray(probabilities) - (1 - alive)) / alive
     active = np.arange(1, width + 1)
     weights = binom.pmf(active, width, 0.5)

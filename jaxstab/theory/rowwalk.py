@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri, pdtrik
-from scipy.stats.qmc import Sobol
 
 from jaxstab.theory import entries
 from jaxstab.theory.entries import Ends, Moments
@@ -74,6 +73,8 @@ class Draws:
     def __init__(self, stack: Stack, which: int):
         self.rng = np.random.default_rng(which)
         shape = (stack.depth + 1, stack.rows + 1, stack.walks)
+        from scipy.stats.qmc import Sobol  # here: scipy.stats costs a second of every start
+
         points = Sobol(2 * (stack.rows + 1), scramble=False).random(stack.walks)[:, which::2]
         points = (points + self.rng.random(points.shape[1])) % 1
         self.numbers = self.rng.standard_normal(shape)

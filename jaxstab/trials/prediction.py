@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxstab.nets import initializers
 from jaxstab.nets.layers import register
+from jaxstab.nets.layers.layer import Numbers
 from jaxstab.nets.weights import GAUSSIAN
 from jaxstab.theory import activations, attention, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.convolutions import profiles
@@ -38,6 +40,8 @@ ROUGH_DISPLACEMENT = 2.0
 
 Measured, 0.6 to 1.6 for blocks before and after a norm and for residual branches of two matrices.
 """
+MOST_REMEMBERED = 64
+"""Configurations whose walk through the layers is kept for whoever asks again."""
 MOST_DEAD = 0.05
 """Share of networks in which one input's layer is all zero."""
 MOST_EXCESS = 0.05
@@ -111,8 +115,20 @@ def has_spread(spec: Any) -> bool:
 
 def _walk(spec: Any, hparams: Any) -> tuple[Trajectory, np.ndarray, np.ndarray, np.ndarray]:
     """(the infinitely wide stack's layers, sigma_w, sigma_b, branch_scale), of hyperparameters [configuration]."""
-    hparams = jax.tree.map(lambda x: np.asarray(x, np.float64), hparams)
-    hparams = jax.tree.unflatten(jax.tree.structure(hparams), np.broadcast_arrays(*jax.tree.leaves(hparams)))
+    leaves, structure = jax.tree.flatten(hparams)
+    columns = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in leaves))
+    if columns[0].size > MOST_REMEMBERED:
+        return _walked(spec, jax.tree.unflatten(structure, columns))
+    return _remembered(spec, structure, tuple(column.tobytes() for column in columns))
+
+
+@functools.lru_cache(maxsize=32)
+def _remembered(spec: Any, structure: Any, columns: tuple[bytes, ...]) -> tuple[Trajectory, Any, Any, Any]:
+    """`_walked`, which a prediction and its explanation ask for again and again; columns as bytes of float64."""
+    return _walked(spec, jax.tree.unflatten(structure, [np.frombuffer(column) for column in columns]))
+
+
+def _walked(spec: Any, hparams: Any) -> tuple[Trajectory, Any, Any, Any]:
     sigma_w, sigma_b = sigmas(spec, hparams)
     branch_scale, rates = hparams.branch_scale, hparams.dropout
     walked = trajectory(
@@ -143,7 +159,11 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
     if not has_theory(spec, hparams):
-        return _nothing(spec, len(np.atleast_1d(hparams.sigma_b))) | _tokens(spec, hparams)
+        return (
+            _nothing(spec, len(np.atleast_1d(hparams.sigma_b)))
+            | _tokens(spec, hparams)
+            | _told(spec, hparams)
+        )
     if spec.kind == "convolution":
         return _of_images(spec, hparams)
     derived = has_range(spec, hparams)
@@ -160,6 +180,29 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
         for name in names:
             values[name] = np.where(fails, np.nan, values[name])
     return values | _spread(spec, sigma_w, sigma_b) | ends | _loss_scales(spec, values["log10_backward_rms"])
+
+
+def _told(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """Mean squares that layers of the user's own tell of themselves, where all of them do; else nothing."""
+    layers = () if isinstance(spec.kind, str) else spec.layers
+    if not layers or not all(hasattr(layer, "predict") for layer in layers):
+        return {}
+    square, squares, factors = np.ones(np.shape(hparams.sigma_b)), [], []
+    for i in range(spec.depth):
+        gain = hparams.gain[i] if isinstance(hparams.gain, tuple) else hparams.gain
+        square, factor = layers[i % len(layers)].predict(square, Numbers(*hparams)._replace(gain=gain))
+        squares.append(np.broadcast_to(square, np.shape(hparams.sigma_b)))
+        factors.append(np.broadcast_to(factor, np.shape(hparams.sigma_b)))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        there, steps = np.log(np.stack(squares, axis=-1)), np.log(np.stack(factors, axis=-1))
+        back = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1] - steps  # what the layers behind this one do
+        told = {}
+        for way, log_square, fails in zip(
+            ("forward", "backward"), (there, back), _roughly_out_of_range(spec), strict=False
+        ):
+            told[f"log10_{way}_rms"] = np.where(fails, np.nan, log_square / (2 * LN_10))
+            told[f"{way}_rms"] = 10.0 ** told[f"log10_{way}_rms"]
+    return told | _loss_scales(spec, told["log10_backward_rms"])
 
 
 def _tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:

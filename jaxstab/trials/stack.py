@@ -135,7 +135,7 @@ class Spec:
     @classmethod
     def settle(cls, specs: Sequence[Spec]) -> dict[str, str]:
         """What "auto" stands for in a sweep of these: one sampler for all, since seeds are paired across them."""
-        undecided = [spec for spec in specs if spec.sampler == "auto"]
+        undecided = [spec for spec in specs if spec.sampler == "auto" and isinstance(spec.kind, str)]
         if not undecided:
             return {}
         return {"sampler": "conditioned" if all(spec.is_in_law for spec in undecided) else "dense"}

@@ -47,7 +47,9 @@ class Layer(Protocol):
     Optional besides: `is_homogeneous` (a > 0 times the state and the biases gives a times the next state, of `end` as
     well, so that a signal can be followed past what any dtype holds), `is_reused` (one draw serves every layer, as
     over time), `start(inputs)` (the state before the first layer; the inputs themselves) and `end(state)` (what the
-    read-out reads; the state's first array). Where a layer calls `preactivation(z, phi)`, the share of saturated units
+    read-out reads; the state's first array), and its theory, `predict(square, numbers) -> (next square, factor)`: of
+    E[h^2] before the layer that behind it, and what the gradient's mean square is multiplied with on the way back, as
+    the width grows; arrays or numbers alike. Where a layer calls `preactivation(z, phi)`, the share of saturated units
     is seen.
     """
 
