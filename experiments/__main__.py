@@ -48,7 +48,7 @@ def main(
         return 0
     if fashion_mnist is not None and not fashion_mnist.is_dir():
         raise UsageError(f"--fashion-mnist {fashion_mnist}: no such folder.")
-    from jaxstab.engine.cache import keep_programs
+    from jaxstab.cli.cache import keep_programs
     from jaxstab.report.runner import run_all
 
     keep_programs()

@@ -81,7 +81,6 @@ def run(config: Config) -> Record:
         activation="relu",
         init="kaiming_normal",
         batch=1,
-        sampler="conditioned",
         **sizes,
         keep=["log10_forward_rms"],
     )

@@ -67,7 +67,7 @@ def _one(config: Config, matrices: int, depth: int) -> xr.Dataset:
     names = ["log10_forward_rms", "log10_backward_rms"]
     measured = jaxstab.sweep(
         jaxstab.propagation,
-        space * jaxstab.grid(sampler="conditioned"),
+        space,
         config.seeds,
         keep=names,
     )

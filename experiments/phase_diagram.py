@@ -51,7 +51,7 @@ def run(config: Config) -> Record:
     sigma_b = np.linspace(0.05, 1.5, config.points)
     stack = {"activation": "tanh", "init": "lecun_normal", "width": config.width, "depth": config.depth}
     plane = {"gain": sigma_w, "sigma_b": sigma_b}
-    space = jaxstab.grid(**stack, **plane, batch=1, sampler="conditioned")
+    space = jaxstab.grid(**stack, **plane, batch=1)
     measured = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=["log10_backward_rms"])
     upper, lower = config.depth - 1, config.settle
     growth = measured.log10_backward_rms.sel(layer=lower) - measured.log10_backward_rms.sel(layer=upper)

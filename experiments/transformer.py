@@ -87,9 +87,7 @@ def _norms(config: Config) -> xr.Dataset:
     gains = [jaxstab.gain(phi) ** 0.5 for phi in ACTIVATIONS]  # of each of two matrices
     space = space * jaxstab.zipped(activation=list(ACTIVATIONS), gain=gains)
     names = {"log10_forward_rms": "signal", "log10_backward_rms": "gradient"}
-    measured = jaxstab.sweep(
-        jaxstab.propagation, space * jaxstab.grid(sampler="conditioned"), config.seeds, keep=list(names)
-    )
+    measured = jaxstab.sweep(jaxstab.propagation, space, config.seeds, keep=list(names))
     parts = 2 * _beside_theory(measured, jaxstab.predict(space), names)
     parts = parts.rename(configuration="activation", layer="sublayer")
     return parts.assign_coords(kind=list(NORMS), activation=list(ACTIVATIONS))

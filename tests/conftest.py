@@ -4,6 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXSTAB_TEST_PLATFORM", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("JAXSTAB_CACHE", "off")  # tests count compilations
 
 import jaxtyping
 

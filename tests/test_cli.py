@@ -179,7 +179,7 @@ def test_help_loads_no_jax():
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    command = f"{sys.executable} -m jaxstab.cli gain tanh relu gelu | head -1"
+    command = f"{sys.executable} -m jaxstab gain tanh relu gelu | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=os.environ)
     assert done.stdout.startswith("activation")
     assert "Traceback" not in done.stderr

@@ -187,6 +187,6 @@ def startup(setting: Setting) -> Iterator[Contest]:
     yield Contest("import jaxstab and jax", "process", imports)
     words = {
         "python -c pass": Contestant(started("-c", "pass"), 1),
-        "jaxstab --help": Contestant(started("-m", "jaxstab.cli", "--help"), 1, is_ours=True),
+        "jaxstab --help": Contestant(started("-m", "jaxstab", "--help"), 1, is_ours=True),
     }
     yield Contest("jaxstab --help", "process", words)

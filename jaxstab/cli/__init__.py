@@ -49,7 +49,7 @@ def _run(words: list[str]) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"{words[0]}: unknown option {unknown[0]}.{hint} Choices: {', '.join(known)}.")
     if words[0] in COMPILING:
-        from jaxstab.engine.cache import keep_programs
+        from jaxstab.cli.cache import keep_programs
 
         keep_programs()
     return command.run()

@@ -1,4 +1,4 @@
-"""`python -m jaxstab.cli` is the `jaxstab` command."""
+"""`python -m jaxstab.cli` is the `jaxstab` command too."""
 
 from jaxstab.cli import main
 

@@ -164,7 +164,7 @@ def test_wrong_words_get_one_line_and_end_with_two(run, words, said):
 
 def test_an_error_of_the_users_own_stays_what_it_is(tmp_path):
     (tmp_path / "models_of_mine.py").write_text(MODELS)
-    words = [sys.executable, "-m", "jaxstab.cli", "diagnose", "models_of_mine:broken", *X]
+    words = [sys.executable, "-m", "jaxstab", "diagnose", "models_of_mine:broken", *X]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,0 +1,5 @@
+"""`python -m jaxstab` is the `jaxstab` command."""
+
+from jaxstab.cli import main
+
+main()
