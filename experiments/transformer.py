@@ -186,7 +186,7 @@ def claims(record: Record) -> Iterator[Claim]:
     for phi, (kind, name, sublayer) in itertools.product(ACTIVATIONS, places):
         at = data.sel(kind=kind, activation=phi, sublayer=sublayer)
         what = f"{NORMS[kind]}, {SPELLED[phi]}, {last} sublayers: log10 mean square of the {name}, sublayer {sublayer}"
-        yield claim(what, at[name], theory=float(at[f"{name}_theory"]), source="arXiv:2002.04745")
+        yield claim(what, at[name], theory=round(float(at[f"{name}_theory"]), 12), source="arXiv:2002.04745")
     for stack in STACKS:
         one = data.sel(stack=stack)
         told = np.flatnonzero(np.isfinite(one.cosine_theory))  # until logits have grown with the signal

@@ -14,8 +14,9 @@ import xarray as xr
 from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.theory import fixed_points, gains
-from jaxstab.trials.prediction import has_theory, infinite_width, is_by_layer, sigmas
+from jaxstab.trials.prediction import has_theory, infinite_width
 from jaxstab.trials.propagation import propagation
+from jaxstab.trials.scales import is_by_layer, sigmas
 from jaxstab.trials.stack import HParams, Spec
 
 KEPT = (-6.0, 3.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from typing import Any
 
@@ -11,15 +10,14 @@ import jax
 import numpy as np
 
 from jaxstab.nets import initializers
-from jaxstab.nets.layers import register
-from jaxstab.nets.layers.layer import Numbers
 from jaxstab.nets.weights import GAUSSIAN
-from jaxstab.theory import activations, attention, breaking, finite_width, floats, fluctuations
-from jaxstab.theory.convolutions import profiles
+from jaxstab.theory import activations, breaking, finite_width, floats, fluctuations
 from jaxstab.theory.trajectories import Trajectory, trajectory
+from jaxstab.trials import parts
 from jaxstab.trials.family import Vectorized
+from jaxstab.trials.parts import FARTHEST, LN_10, NARROWEST, leaves_float32, roughly_out_of_range
+from jaxstab.trials.scales import by_layer, is_by_layer, sigmas
 
-LN_10 = math.log(10.0)
 VARIABLES = (
     "forward_mean", "forward_std", "forward_rms", "zero_fraction", "saturated_fraction", "correlation",
     "backward_rms", "weight_gradient_rms", "log10_forward_rms", "log10_backward_rms",
@@ -31,15 +29,6 @@ INTERVALS = tuple(
     for name in ("forward_rms", "backward_rms", "log10_forward_rms", "log10_backward_rms")
     for end in ("low", "high")
 )
-NARROWEST = 8
-"""Fewer units a layer are no average: what mean field leaves out, of order 1/width, is then 10 % and more."""
-FARTHEST = 1.0
-"""How far the ln of a typical network's mean square may lie from mean field's, whose rms is then 0.6 of it."""
-ROUGH_DISPLACEMENT = 2.0
-"""Times layers over width: how far the ln of a mean square lies from mean field's, where it is not derived.
-
-Measured, 0.6 to 1.6 for blocks before and after a norm and for residual branches of two matrices.
-"""
 MOST_REMEMBERED = 64
 """Configurations whose walk through the layers is kept for whoever asks again."""
 MOST_DEAD = 0.05
@@ -48,41 +37,6 @@ MOST_EXCESS = 0.05
 """Of a mean square over what mean field says, where paths through the layers add up instead of averaging out."""
 
 UNKNOWN_GRADIENT = "no loss scale: the gradient of such networks is not known."
-
-
-def sigmas(spec: Any, hparams: Any) -> tuple[Any, Any]:
-    """(sigma_w, sigma_b): standard deviation of a weight times sqrt(fan_in), and of a bias; of the numbers' shape.
-
-    Where gains or widths differ by layer, see `by_layer`, sigma_w is that of weights of variance 1/fan_in.
-    """
-    own = initializers.bias_std(spec.init, _fans(spec)[0][0])
-    if is_by_layer(spec, hparams):
-        return np.ones(np.shape(hparams.sigma_b)), np.hypot(hparams.sigma_b, own)
-    return abs(_scales(spec)[0] * hparams.gain), np.hypot(hparams.sigma_b, own)
-
-
-def is_by_layer(spec: Any, hparams: Any) -> bool:
-    """Whether widths or gains differ from layer to layer."""
-    return isinstance(spec.width, tuple) or isinstance(hparams.gain, tuple)
-
-
-def by_layer(spec: Any, hparams: Any) -> dict[str, Any]:
-    """What `trajectory` is told of each layer: gains [configuration, layer], and the widths."""
-    if not is_by_layer(spec, hparams):
-        return {}
-    gain = np.stack(hparams.gain, axis=-1) if isinstance(hparams.gain, tuple) else hparams.gain[..., None]
-    return {"gains": abs(gain * _scales(spec)), "widths": spec.width if isinstance(spec.width, tuple) else ()}
-
-
-def _fans(spec: Any) -> list[tuple[int, int]]:
-    """(fan_in, fan_out) of each layer, or those of all."""
-    taps = spec.kernel**2 if spec.kind == "convolution" else 1
-    return [(taps * m, taps * n) for m, n in itertools.pairwise(spec.widths)]
-
-
-def _scales(spec: Any) -> np.ndarray:
-    """Standard deviation of a weight times sqrt(fan_in), of each layer, or of all, at gain 1."""
-    return np.array([initializers.weight_std(spec.init, *fans) * math.sqrt(fans[0]) for fans in _fans(spec)])
 
 
 def has_theory(spec: Any, hparams: Any) -> bool:
@@ -95,9 +49,8 @@ def has_theory(spec: Any, hparams: Any) -> bool:
         return False
     if isinstance(hparams.gain, tuple) and spec.kind == "recurrent":
         return False
-    return not (
-        isinstance(spec.width, tuple) and initializers.bias_std(spec.init, 1)
-    )  # one sigma_b for all layers
+    # a scheme's own biases follow the width, and layers are told one sigma_b
+    return not (isinstance(spec.width, tuple) and initializers.bias_std(spec.init, 1))
 
 
 def has_range(spec: Any, hparams: Any) -> np.ndarray:
@@ -158,14 +111,8 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     *_low, *_high: 95 % of networks of this width, exact for linear and ReLU stacks without bias
     (`theory.finite_width`). Layers that break are forecast as those of the Spec's dtype (`theory.breaking`).
     """
-    if not has_theory(spec, hparams):
-        return (
-            _nothing(spec, len(np.atleast_1d(hparams.sigma_b)))
-            | _tokens(spec, hparams)
-            | _told(spec, hparams)
-        )
-    if spec.kind == "convolution":
-        return _of_images(spec, hparams)
+    if not has_theory(spec, hparams) or spec.kind == "convolution":
+        return _in_part(spec, hparams)
     derived = has_range(spec, hparams)
     if not derived.all():
         return _mixed(spec, hparams, derived) if derived.any() else _rough(spec, hparams)
@@ -182,62 +129,26 @@ def _predict(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     return values | _spread(spec, sigma_w, sigma_b) | ends | _loss_scales(spec, values["log10_backward_rms"])
 
 
-def _told(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
-    """Mean squares that layers of the user's own tell of themselves, where all of them do; else nothing."""
-    layers = () if isinstance(spec.kind, str) else spec.layers
-    if not layers or not all(hasattr(layer, "predict") for layer in layers):
-        return {}
-    square, squares, factors = np.ones(np.shape(hparams.sigma_b)), [], []
-    for i in range(spec.depth):
-        gain = hparams.gain[i] if isinstance(hparams.gain, tuple) else hparams.gain
-        square, factor = layers[i % len(layers)].predict(square, Numbers(*hparams)._replace(gain=gain))
-        squares.append(np.broadcast_to(square, np.shape(hparams.sigma_b)))
-        factors.append(np.broadcast_to(factor, np.shape(hparams.sigma_b)))
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        there, steps = np.log(np.stack(squares, axis=-1)), np.log(np.stack(factors, axis=-1))
-        back = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1] - steps  # what the layers behind this one do
-        told = {}
-        for way, log_square, fails in zip(
-            ("forward", "backward"), (there, back), _roughly_out_of_range(spec), strict=False
-        ):
-            told[f"log10_{way}_rms"] = np.where(fails, np.nan, log_square / (2 * LN_10))
-            told[f"{way}_rms"] = 10.0 ** told[f"log10_{way}_rms"]
-    return told | _loss_scales(spec, told["log10_backward_rms"])
-
-
-def _tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
-    """Size of tokens and mean cosine within an input, of attention whose weights have mean 0; else nothing."""
-    is_random = isinstance(spec.init, str) and spec.init != "constant"
-    if spec.kind not in register.ATTENDING or not is_random or hparams.dropout or is_by_layer(spec, hparams):
-        return {}
-    has_skip = spec.kind == "residual_attention"
-    walked = attention.token_trajectory(
-        spec.depth,
-        spec.tokens,
-        sigmas(spec, hparams)[0],
-        qk_scale=hparams.qk_scale,
-        skip_scale=hparams.skip_scale if has_skip else 0.0,
-        branch_scale=hparams.branch_scale if has_skip else 1.0,
-        width=spec.width,
-        head=spec.width // spec.heads,
-    )  # fmt: skip - an argument a line otherwise
-    far = ROUGH_DISPLACEMENT * np.arange(1, spec.depth + 1) / spec.width > FARTHEST
-    fails = far | (spec.width < NARROWEST) | _leaves_float32(walked.log_square)
-    log_rms = np.where(fails, np.nan, walked.log_square / 2)
-    cosine = np.where(fails | (spec.tokens == 1), np.nan, walked.correlation)
-    return {"forward_rms": np.exp(log_rms), "log10_forward_rms": log_rms / LN_10, "correlation": cosine}
-
-
-def _leaves_float32(log_square: np.ndarray) -> np.ndarray:
-    """Where a signal that is measured in float32 is about to end, one whose scale is not carried apart."""
-    return np.abs(log_square / 2) > math.log(floats.FLOATS["float32"].largest) - LN_10
+def _in_part(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """The same of stacks of which theory knows a part, or nothing."""
+    tell = (
+        parts.of_images
+        if spec.kind == "convolution" and has_theory(spec, hparams)
+        else parts.of_tokens
+        if isinstance(spec.kind, str)
+        else parts.of_ones_own
+    )  # fmt: skip - a line each otherwise
+    told = tell(spec, hparams)
+    known = "log10_backward_rms" in told
+    scales = _loss_scales(spec, told["log10_backward_rms"]) if known else {}
+    return _nothing(spec, len(np.atleast_1d(hparams.sigma_b))) | told | scales
 
 
 def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """The same of stacks whose range is not derived: `ROUGH_DISPLACEMENT` bounds it; where they break is not known."""
     walked, *_ = _walk(spec, hparams)
     values = _variables(walked, spec.batch)
-    fails = [np.broadcast_to(fail, walked.log_q.shape) for fail in _roughly_out_of_range(spec)]
+    fails = [np.broadcast_to(fail, walked.log_q.shape) for fail in roughly_out_of_range(spec)]
     if spec.kind == "residual" and spec.branch_matrices == 1:
         beyond = _excess(walked) / spec.width > MOST_EXCESS
         fails[1:] = [fail | beyond for fail in fails[1:]]
@@ -246,42 +157,6 @@ def _rough(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
             values[name] = np.where(fail, np.nan, values[name])
     silent = _nothing(spec, len(walked.log_q))
     return silent | values | _loss_scales(spec, values["log10_backward_rms"])
-
-
-def _roughly_out_of_range(spec: Any) -> list[np.ndarray]:
-    """Where `ROUGH_DISPLACEMENT` leads too far: forward, backward, of weights' gradients, [layer] each."""
-    narrow = 1 / np.broadcast_to(spec.widths[1:], spec.depth)
-    there = ROUGH_DISPLACEMENT * np.cumsum(narrow)
-    far = (there, there[-1] - there, np.full(spec.depth, there[-1]))
-    return [(x > FARTHEST) | (min(spec.widths) < NARROWEST) for x in far]
-
-
-def _of_images(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
-    """The same of convolutions: mean squares over pixels and by pixel; the rest is not known."""
-    count = len(np.atleast_1d(hparams.sigma_b))
-    sigma_w, sigma_b = sigmas(spec, hparams)
-    walked = profiles(
-        spec.activation,
-        spec.depth,
-        sigma_w,
-        sigma_b,
-        kernel=spec.kernel,
-        side=spec.side,
-        padding=spec.padding,
-        gains=by_layer(spec, hparams).get("gains", 1.0),
-    )  # fmt: skip - an argument a line otherwise
-    there, back, _ = _roughly_out_of_range(spec)
-    log_there = np.where(there, np.nan, walked.log_square / (2 * LN_10))
-    log_back = np.where(back, np.nan, walked.log_gradient / (2 * LN_10))
-    with np.errstate(over="ignore"):
-        values = {
-            "forward_rms": 10.0**log_there,
-            "backward_rms": 10.0**log_back,
-            "log10_forward_rms": log_there,
-            "log10_backward_rms": log_back,
-            "forward_profile": np.where(there[:, None, None], np.nan, np.exp(walked.log_profile)),
-        }
-    return _nothing(spec, count) | values | _loss_scales(spec, log_back)
 
 
 def _mixed(spec: Any, hparams: Any, derived: np.ndarray) -> dict[str, np.ndarray]:
@@ -348,7 +223,7 @@ def _out_of_range(
         for x, lost in ((there, dead), (back, dead[:, -1:]), (before + back, dead[:, -1:]))
     ]
     if not activations.is_homogeneous(spec.activation):  # its signal is measured in float32, which ends there
-        fails[0] = fails[0] | _leaves_float32(walked.log_square)
+        fails[0] = fails[0] | leaves_float32(walked.log_square)
     if spec.kind == "residual":
         excess = _excess(walked) / spec.width
         fails[1:] = [fail | (excess > MOST_EXCESS) for fail in fails[1:]]
