@@ -8,6 +8,7 @@ own: reliability, kills, contract, layers, forecasts, facts, torch_chapter.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -23,7 +24,7 @@ from jaxstab.errors import UsageError, require_choice
 BENCHMARKS = {
     "stacks": ("deep_stack", "width"),
     "fits": ("polynomial", "weight_decay", "mlp"),
-    "costs": ("engine", "cores", "compilation", "startup"),
+    "costs": ("engine", "cores", "compilation", "startup", "first_answer"),
 }
 MODULES = {name: module for module, names in BENCHMARKS.items() for name in names}
 NAMES = (*MODULES, "scaling")
@@ -42,7 +43,8 @@ def main(
     """Run the benchmarks named (all of them by default), print and write their tables.
 
     Args:
-        names: deep_stack, width, polynomial, weight_decay, mlp, engine, cores, compilation, startup, scaling.
+        names: deep_stack, width, polynomial, weight_decay, mlp, engine, cores, compilation, startup,
+            first_answer, scaling.
         out: folder; the machine's name is the folder inside.
         device: where everybody runs; by default where JAX does.
         rounds: how often everybody runs.
@@ -157,7 +159,9 @@ def table(result: dict[str, Any]) -> str:
     lines.append("")
     for name, ratio in result["ratios"].items():
         target = f" (target {ratio['target']:g})" if ratio["target"] else ""
-        lines.append(f"{name}: {ratio['factor']:.3g} times {ratio['against']}{target}. ")
+        low, high = ratio["interval"]
+        within = "" if math.isnan(low + high) else f", 95 % interval {low:.3g} to {high:.3g}"
+        lines.append(f"{name}: {ratio['factor']:.3g} times {ratio['against']}{within}{target}. ")
     if result["agree"]:
         is_one = min(result["agree"].values()) > LEAST_P
         values = ", ".join(f"{name} p = {p:.2g}" for name, p in result["agree"].items())

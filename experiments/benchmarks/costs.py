@@ -28,6 +28,7 @@ from experiments.benchmarks.subject import regression
 from jaxstab.engine.job import Job
 from jaxstab.engine.lane import keeping
 from jaxstab.engine.store import Store
+from jaxstab.nets.weights import SAMPLERS
 from jaxstab.trials import training
 
 SPACE = jaxstab.grid(steps=[2000], learning_rate=[0.05, 0.5, 1.0, 3.0])
@@ -111,7 +112,7 @@ def cores(setting: Setting) -> Iterator[Contest]:
         return
     classifier = training.from_folder(jaxstab.training, setting.fashion_mnist)
     images = jaxstab.grid(dataset=setting.dataset, epochs=1, batch_size=256)
-    stack, in_law = jaxstab.grid(), jaxstab.grid(sampler="conditioned")
+    stack, in_law = (jaxstab.grid(sampler=sampler) for sampler in SAMPLERS)
     fit, decay = jaxstab.grid(powers=4, epochs=400), jaxstab.grid(way="scratch", decay=3)
     work = {
         "propagation, explicit": (jaxstab.propagation, stack, "forward_rms", 64, 1.7),
@@ -190,3 +191,27 @@ def startup(setting: Setting) -> Iterator[Contest]:
         "jaxstab --help": Contestant(started("-m", "jaxstab", "--help"), 1, is_ours=True),
     }
     yield Contest("jaxstab --help", "process", words)
+
+
+def first_answer(setting: Setting) -> Iterator[Contest]:
+    """A whole `jaxstab propagate` with and without kept programs; and the README's first sweep, matrices or in law."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def answered(cache: str) -> Callable[[], Any]:
+            own = os.environ | {"JAXSTAB_CACHE": cache}
+            command = [sys.executable, "-m", "jaxstab", "propagate", "--json"]
+            return lambda: subprocess.run(command, check=True, env=own, capture_output=True)
+
+        processes = {
+            "compiled anew": Contestant(answered("off"), 1),
+            "programs kept": Contestant(answered(folder), 1, is_ours=True),
+        }
+        yield Contest("jaxstab propagate, 32 networks of 100 layers", "process", processes)
+    gains = np.linspace(0.5, 2.5, max(int(64 * setting.scale), 2))
+    axes = {"activation": ["tanh", "relu"], "gain": gains, "keep": ["forward_rms"], "progress": False}
+    run = partial(jaxstab.propagate, seeds=64, **axes)
+    sweeps = {
+        "explicit matrices": Contestant(partial(run, sampler="dense"), 128 * len(gains)),
+        "as nobody asks": Contestant(run, 128 * len(gains), is_ours=True),
+    }
+    yield Contest("the README's first sweep", "network", sweeps)

@@ -61,8 +61,9 @@ def race(contest: Contest, rounds: int, limits: Mapping[str, float]) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in contest.contestants}
     rows = {name: first_call(one.run) for name, one in contest.contestants.items()}
     agree = dict(contest.agree())
-    for _ in range(rounds):
-        for name, one in contest.contestants.items():
+    for number in range(rounds):
+        order = list(contest.contestants.items())
+        for name, one in order if number % 2 == 0 else order[::-1]:  # what drifts falls on all alike
             seconds[name].append(timed(one.run) / one.units)
     for name, one in contest.contestants.items():
         low, median, high = np.quantile(seconds[name], [0.25, 0.5, 0.75])
@@ -80,7 +81,10 @@ def race(contest: Contest, rounds: int, limits: Mapping[str, float]) -> dict[str
 
 
 def ratios(contest: Contest, seconds: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """ours -> by which factor it leads whom (median of each round's own ratio), and the target."""
+    """ours -> by which factor it leads whom (median of each round's own ratio), its 95 % interval, and the target.
+
+    The interval is the binomial one of a median, which assumes no law; NaN at its ends where rounds are too few.
+    """
     peers = [name for name, one in contest.contestants.items() if not one.is_ours]
     found = {}
     for ours, one in contest.contestants.items():
@@ -89,8 +93,11 @@ def ratios(contest: Contest, seconds: Mapping[str, list[float]]) -> dict[str, di
         target, against = contest.targets.get(ours, (None, ""))
         if against not in contest.contestants:
             against = min(peers, key=lambda name: statistics.median(seconds[name]))
-        factor = statistics.median(a / b for a, b in zip(seconds[against], seconds[ours], strict=True))
-        found[ours] = {"against": against, "factor": factor, "target": target}
+        of_rounds = np.divide(seconds[against], seconds[ours])
+        test: Any = stats.quantile_test(of_rounds)
+        interval = [float(end) for end in test.confidence_interval(0.95)]
+        factor = float(np.median(of_rounds))
+        found[ours] = {"against": against, "factor": factor, "interval": interval, "target": target}
     return found
 
 

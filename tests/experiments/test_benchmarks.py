@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 
 from experiments.benchmarks import __main__ as command
@@ -25,9 +26,22 @@ def contest(**more):
 
 def test_a_ratio_is_the_median_of_the_rounds_own_against_the_fastest_or_the_one_named():
     seconds = {"ours": [1.0, 2.0, 4.0], "slow": [30.0, 30.0, 30.0], "fast": [10.0, 10.0, 10.0]}
-    assert ratios(contest(), seconds)["ours"] == {"against": "fast", "factor": 5.0, "target": None}
+    found = ratios(contest(), seconds)["ours"]
+    assert np.isnan(found.pop("interval")).all()  # of three rounds there is none
+    assert found == {"against": "fast", "factor": 5.0, "target": None}
     found = ratios(contest(targets={"ours": (12, "slow")}), seconds)["ours"]
-    assert found == {"against": "slow", "factor": 15.0, "target": 12}
+    assert (found["against"], found["factor"], found["target"]) == ("slow", 15.0, 12)
+
+
+def test_a_ratios_interval_holds_the_true_one_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        ours, other = np.exp(0.1 * rng.standard_normal((2, 12)))
+        low, high = ratios(contest(), {"ours": ours, "fast": 2 * other, "slow": 9 * other})["ours"][
+            "interval"
+        ]
+        covered += low <= 2.0 <= high
+    assert 0.93 < covered / 400 <= 1.0
 
 
 def test_a_share_is_work_over_time_over_the_limit():
@@ -40,7 +54,7 @@ def test_everybody_runs_in_every_round_and_the_table_tells_all():
         name: Contestant(lambda name=name: calls.append(name), 2, name == "a") for name in ("a", "b")
     }
     result = race(Contest("work", "lane", contestants, {"a": (2, "b")}, lambda: {"a": 0.5}), 3, {})
-    assert calls == ["a", "b"] * 4  # a first call, then in turn
+    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]  # a first call, then in turn, forth and back
     text = command.table(result)
     for word in ("**work**", "| **a** |", "| b |", "times b (target 2)", "a p = 0.5", "ms a lane"):
         assert word in text
