@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from jaxstab.errors import UsageError, canonicalize
+from jaxstab.errors import UsageError, canonicalize, require_choice
 from jaxstab.names import spell
 from jaxstab.nets import weights
 from jaxstab.nets.layers import register
@@ -35,6 +36,12 @@ MOST_ENTRIES = 2**31
 
 def _each(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _canonical_kind(kind: Any) -> Any:
+    """A layer among several in turn: one of the user's, or of the register but for that of images."""
+    choices = [name for name in register.KINDS if name != "convolution"]
+    return require_choice(kind, choices, "kind among several:") if isinstance(kind, str) else kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +84,8 @@ class Spec:
         activations.canonicalize(self)
         if isinstance(self.kind, str):
             canonicalize(self, {"kind": register.KINDS})
+        elif isinstance(self.kind, tuple):
+            object.__setattr__(self, "kind", tuple(map(_canonical_kind, self.kind)))
         object.__setattr__(self, "init", self.weights.init)
         self._require_arrays()
         self._require_layer()
@@ -112,11 +121,9 @@ class Spec:
                     f"kind={spell(kind)}: a name, or an object with draw(key, numbers) and"
                     f" __call__(params, state, numbers), is wanted. Choices: {choices}."
                 )
-        attends = self.kind in register.ATTENDING or (
-            self.kind in register.ORDERS and self.sublayers != "ffn"
-        )
-        if attends and not self.tokens:
-            raise UsageError(f"kind={self.kind!r} attends to tokens: give tokens=, 1 or more.")
+            attends = kind in register.ATTENDING or (kind in register.ORDERS and self.sublayers != "ffn")
+            if attends and not self.tokens:
+                raise UsageError(f"kind={kind!r} attends to tokens: give tokens=, 1 or more.")
         if isinstance(self.width, tuple) and len(self.width) != self.depth + 1:
             raise UsageError(
                 f"width={self.width}: {len(self.width)} widths are {len(self.width) - 1} layers; give depth="
@@ -127,10 +134,10 @@ class Spec:
             raise UsageError(
                 f"depth={self.depth}: a multiple of {len(layers)} is wanted, the layers in turn."
             )
-        if not isinstance(self.kind, str):
-            require_layers(layers, self.shape, self.dtype)
         if len(layers) > 1 and any(map(is_reused, layers)):
             raise UsageError(f"kind={spell(self.kind)}: a layer that is drawn once stands alone.")
+        if not isinstance(self.kind, str):
+            require_layers(layers, self.shape, self.dtype)
 
     @classmethod
     def settle(cls, specs: Sequence[Spec]) -> dict[str, str]:
@@ -169,12 +176,12 @@ class Spec:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that this Spec describes, or holds; the stack repeats them in turn."""
-        if not isinstance(self.kind, str):
-            return self.kind if isinstance(self.kind, tuple) else (self.kind,)
-        return register.make_layers(
-            self.kind, self.width, self.activation, self.weights, branch_matrices=self.branch_matrices,
-            sublayers=self.sublayers, heads=self.heads, padding=self.padding,
+        make = functools.partial(
+            register.make_layers, width=self.width, activation=self.activation, weights=self.weights,
+            branch_matrices=self.branch_matrices, sublayers=self.sublayers, heads=self.heads, padding=self.padding,
         )  # fmt: skip
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        return tuple(layer for kind in kinds for layer in (make(kind) if isinstance(kind, str) else (kind,)))
 
     @property
     def widths(self) -> tuple[int, ...]:

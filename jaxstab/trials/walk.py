@@ -116,14 +116,15 @@ class Walk:
         return streams
 
     def through(
-        self, layer: Layer, params: Params, stream: Stream
+        self, place: int, index: Int[Array, ""], params: Params, stream: Stream
     ) -> tuple[State, VJP, list[tuple[Activation, Array]]]:
         """A layer's next state, the map of gradients back through it, its activations and what they were applied to."""
         phis: list[Activation] = []
+        layer, numbers = self.layers[place], self.numbers_of(index)
 
         def call(params: Params, state: State) -> tuple[State, list[Array]]:
             with noting() as noted:
-                after = layer(params, state, self.numbers)
+                after = layer(params, state, numbers)
             phis[:] = [phi for phi, _ in noted]
             return after, [z for _, z in noted]
 
@@ -158,7 +159,7 @@ class Walk:
         biases = vectors(self.draw(following, index + 1))
         after, seen, pulls = {}, {}, {}
         for name, stream in streams.items():
-            state, pull, noted = self.through(layer, params, stream)
+            state, pull, noted = self.through(place, index, params, stream)
             after[name], pulls[name] = Stream(state, stream.exponent), pull
             if name == "real":
                 seen = self.observe(signal(state), noted)
@@ -261,7 +262,7 @@ class Walk:
     def way_back(self, place: int, passage: Passage, params: Params, stream: str) -> VJP:
         """The map of a stream's gradients through one layer, whose draws were drawn again where they are not stored."""
         if not self.stores_pulls:
-            return self.through(self.layers[place], params, passage.streams[stream])[1]
+            return self.through(place, passage.number, params, passage.streams[stream])[1]
         if self.stores_draws:
             return passage.pulls[stream]
         dtype = self.dtype if stream == "real" else jnp.dtype(jnp.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -119,6 +121,32 @@ def test_layers_of_ones_own_are_walked_in_turn():
         np.testing.assert_allclose(data[name].sel(kind="both"), data[name].sel(kind="one"), rtol=1e-4)
 
 
+def test_names_may_stand_among_them():
+    settings = {"depth": 4, "width": 16, "batch": 2, "activation": "relu", "sampler": "dense"}
+    spec = Spec(kind=("plain", "residual", Gated(16), "normalized"), **settings)
+    assert [type(layer).__name__ for layer in spec.layers] == ["Plain", "Residual", "Gated", "Normalized"]
+    data = jaxstab.propagate(2, kind={"mixed": ("plain", "residual"), "plain": "plain"}, **settings)
+    np.testing.assert_array_equal(*data.forward_rms.sel(layer=1).values)
+    assert (data.forward_rms.sel(layer=2, kind="mixed") > data.forward_rms.sel(layer=2, kind="plain")).all()
+
+
+def test_each_layer_is_called_with_its_own_gain():
+    @dataclasses.dataclass(frozen=True)
+    class Scaled:
+        def draw(self, key, numbers):
+            return ()
+
+        def __call__(self, params, state, numbers):
+            return state * numbers.gain.astype(state.dtype)
+
+    data = jaxstab.propagate(1, kind={"own": Scaled()}, gain={"g": (2.0, 3.0)}, depth=2, width=8, batch=2)
+    first, second = data.forward_rms.values.squeeze()
+    np.testing.assert_allclose(second, 3 * first, rtol=1e-6)
+    np.testing.assert_allclose(
+        data.backward_rms.values.squeeze()[0], 3 * data.backward_rms.values.squeeze()[1]
+    )
+
+
 @pytest.mark.parametrize(("kernel", "padding"), [(3, "zero"), (3, "circular"), (2, "zero"), (1, "circular")])
 def test_a_convolution_is_flaxs(kernel, padding):
     weights = Weights("kaiming_normal", kernel=kernel)
@@ -200,6 +228,8 @@ def test_kinds_with_and_without_pixels_stand_in_one_sweep():
         ({"kind": "pre_ln", "sublayers": "alternate", "tokens": 2, "depth": 3}, "depth=3: a multiple of 2"),
         ({"kind": "pre_ln", "sublayers": "alternate", "depth": 2}, "attends to tokens: give tokens="),
         ({"kind": {"mine": (Gated(256), 3)}}, "kind=3: a name, or an object"),
+        ({"kind": {"mine": ("plain", "convolution")}}, "'convolution'. .*Choices: plain, residual"),
+        ({"kind": {"mine": ("plain", "lstm")}}, "a layer that is drawn once stands alone"),
         ({"kind": "convolution", "padding": "mirror"}, "padding 'mirror'. Choices: zero, circular"),
         ({"kind": "convolution", "kernel": 0}, "kernel=0: at least 1"),
         ({"kind": "convolution", "side": 2**14}, "of 16384 x 16384 pixels: a signal of"),

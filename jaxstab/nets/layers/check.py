@@ -18,13 +18,16 @@ def require_layers(layers: Sequence[Layer], shape: tuple[int, ...], dtype: str) 
 
     What a layer itself raises comes through as it is.
     """
-    numbers = Numbers()
+    numbers = jax.tree.map(
+        lambda _: jax.ShapeDtypeStruct((), jnp.float32), Numbers()
+    )  # traced, as in a sweep
     inputs = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     begun = state = jax.eval_shape(lambda x: start(layers[0], x), inputs)
     for layer in layers:
         require_hashable("kind", layer)
         drawn = _drawn(layer, numbers)
-        state = jax.eval_shape(lambda p, s, layer=layer: layer(in_dtype(p, dtype), s, numbers), drawn, state)
+        call = lambda p, s, n, layer=layer: layer(in_dtype(p, dtype), s, n)  # noqa: E731 - one expression
+        state = jax.eval_shape(call, drawn, state, numbers)
     if not _is_like(state, begun):
         names = ", ".join(spell(layer) for layer in layers)
         raise UsageError(
@@ -35,7 +38,7 @@ def require_layers(layers: Sequence[Layer], shape: tuple[int, ...], dtype: str) 
 def _drawn(layer: Layer, numbers: Numbers) -> Any:
     """Shapes of what a layer draws."""
 
-    def draw(key: jax.Array) -> Any:
+    def draw(key: jax.Array, numbers: Numbers) -> Any:
         drawn = layer.draw(key, numbers)
         strangers = [x for x in jax.tree.leaves(drawn) if not isinstance(x, (jax.Array, int, float, complex))]
         if strangers:
@@ -44,7 +47,7 @@ def _drawn(layer: Layer, numbers: Numbers) -> Any:
             )
         return drawn
 
-    return jax.eval_shape(draw, jax.random.key(0, impl="threefry2x32"))
+    return jax.eval_shape(draw, jax.random.key(0, impl="threefry2x32"), numbers)
 
 
 def _is_like(a: Any, b: Any) -> bool:
