@@ -47,7 +47,7 @@ def of_images(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
             "backward_rms": 10.0**log_back,
             "log10_forward_rms": log_there,
             "log10_backward_rms": log_back,
-            "forward_profile": np.where(there[:, None, None], np.nan, np.exp(walked.log_profile)),
+            "forward_profile": np.where(there[:, None, None], np.nan, np.exp(walked.log_profile / 2)),
         }
 
 

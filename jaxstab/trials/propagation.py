@@ -102,7 +102,7 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType({
         "root mean square of the gradient with respect to the weights", undefined="where the layer has no weights"
     ),
     "forward_profile": Output(
-        ("layer", "row", "column"), "mean square of a convolution's activations by pixel", theory="value"
+        ("layer", "row", "column"), "root mean square of a convolution's activations by pixel", theory="value"
     ),
     "log10_forward_rms": _by_layer("log10 of the activations' root mean square", "interval"),
     "log10_backward_rms": _by_layer("log10 of the gradient's root mean square", "interval"),

@@ -33,7 +33,7 @@ from jaxstab.nets.layers.layer import (
     vectors,
     with_vectors,
 )
-from jaxstab.scaling import exponent_of, power_of_two, rms
+from jaxstab.scaling import exponent_of, power_of_two, rescale, rms
 from jaxstab.theory import activations
 from jaxstab.trials import signals
 from jaxstab.trials.stack import HParams, Spec
@@ -208,7 +208,8 @@ class Walk:
         seen["saturated_fraction"] = self.saturated(noted)
         seen["correlation"] = signals.mean_cosine(h)
         if self.spec.kind == "convolution":
-            seen["forward_profile"] = jnp.mean(h.astype(jnp.float32) ** 2, axis=(0, 3))
+            m, exponent = rescale(h)
+            seen["forward_profile"] = jnp.ldexp(jnp.sqrt(jnp.mean(m * m, axis=(0, 3))), exponent)
         return seen | {f"forward_{k}": v for k, v in signals.is_bad(h).items()}
 
     def saturated(self, noted: list[tuple[Activation, Array]]) -> Float[Array, ""]:
