@@ -17,7 +17,7 @@ from jaxstab.nets.layers import register
 from jaxstab.nets.layers.check import require_layers
 from jaxstab.nets.layers.layer import Layer, is_reused
 from jaxstab.nets.weights import Weights
-from jaxstab.theory import activations
+from jaxstab.theory import activations, convolutions
 from jaxstab.trials.family import require_all
 from jaxstab.trials.outputs import Doc
 from jaxstab.typing import Activation
@@ -77,7 +77,7 @@ class Spec:
                 "dtype": DTYPES,
                 "precision": PRECISIONS,
                 "sublayers": register.SUBLAYERS,
-                "padding": register.PADDINGS,
+                "padding": convolutions.PADDINGS,
                 "sampler": SAMPLERS,
             },
         )

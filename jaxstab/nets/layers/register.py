@@ -21,7 +21,6 @@ ATTENDING = ("attention", "residual_attention")
 RECTANGULAR = ("plain", *NORMS)
 """Kinds whose layers may differ in width: nothing is added to what came before."""
 SUBLAYERS = ("ffn", "attention", "alternate")
-PADDINGS = ("zero", "circular")
 _IN_TURN = {"alternate": ("attention", "ffn")}
 
 
