@@ -40,12 +40,6 @@ def require_choice(value: object, choices: Iterable[str], what: str, hint: str =
     raise UsageError(f"unknown {what} {value!r}.{' ' * bool(hint)}{hint} Choices: {', '.join(names)}.")
 
 
-def canonicalize(spec: object, choices: Mapping[str, Iterable[str]]) -> None:
-    """Replace each field of a frozen dataclass by the name of its choice; UsageError for any other."""
-    for field, names in choices.items():
-        object.__setattr__(spec, field, require_choice(getattr(spec, field), names, field))
-
-
 def _numbers(name: str) -> list[str]:
     return re.findall(r"\d+", name)
 

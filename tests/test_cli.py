@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 import jaxstab
 from jaxstab import cli
-from jaxstab.cli import commands
+from jaxstab.cli import commands, understand
+from jaxstab.cli.options import with_axes
 
 SMALL = ["--depth", "6", "--width", "16", "--batch", "4", "--seeds", "3"]
 ENGINE_TESTS = Path(__file__).parent / "engine"
@@ -28,8 +30,52 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 
 
 def test_options_are_the_familys_parameters():
-    names = {f.name for f in dataclasses.fields(commands.Axes)}
-    assert names == set(jaxstab.propagation.parameters)
+    for command, family in ((commands.Propagate, jaxstab.propagation), (commands.Train, jaxstab.training)):
+        told = {f.name for f in dataclasses.fields(with_axes(command))} - {
+            f.name for f in dataclasses.fields(command)
+        }
+        assert told == set(family.parameters)
+
+
+def test_the_overview_tells_of_every_command_and_loads_no_jax(capsys):
+    for words in ((), ("--help",)):
+        code, out, _ = run(capsys, *words)
+        assert code == 0
+        assert all(f"$ {command.EXAMPLE}" in out for command in commands.COMMANDS.values())
+    said = "import sys; from jaxstab.cli import overview; overview(); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_explains_itself(capsys, name):
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    assert f"Example: {commands.COMMANDS[name].EXAMPLE}" in out
+    assert "(default: )" not in out
+    family = {
+        "propagate": jaxstab.propagation,
+        "predict": jaxstab.propagation,
+        "train": jaxstab.training,
+    }.get(name)
+    for parameter, doc in family.docs.items() if family else ():
+        assert f"--{parameter.replace('_', '-')} VALUE" in out
+        assert all(choice in out for choice in doc.choices)
+
+
+@pytest.mark.parametrize("name", [name for name in commands.COMMANDS if name not in ("gain", "completion")])
+def test_examples_are_commands(name):
+    """Every example is understood as it stands; README's tests run them."""
+    words = shlex.split(commands.COMMANDS[name].EXAMPLE)
+    assert words[:2] == ["jaxstab", name]
+    assert isinstance(understand(name, words[2:]), commands.COMMANDS[name])
+
+
+def test_completion_knows_the_options(capsys):
+    code, out, _ = run(capsys, "completion", "bash")
+    assert not code
+    assert "--skip-scale" in out
+    assert "--weight-decay" in out
 
 
 def test_gains(capsys):
@@ -105,11 +151,6 @@ def test_train_reads_the_folder_it_is_given_and_sets_no_variable(capsys, tmp_pat
     assert code == 1
     assert f"{nowhere} is not a folder" in err
     assert os.environ == before
-
-
-def test_the_options_of_train_are_its_familys_parameters():
-    own = {"seeds", "fashion_mnist", "plot", "json"}
-    assert {f.name for f in dataclasses.fields(commands.Train)} - own == set(jaxstab.training.parameters)
 
 
 def test_sweep_a_users_own_family_and_resume_it(capsys, tmp_path, monkeypatch):

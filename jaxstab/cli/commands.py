@@ -5,82 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from jaxstab.cli.diagnosing import Diagnose
-from jaxstab.cli.words import load_family, parse_grid, parse_values
+from jaxstab.cli.options import Axes, File, Folder, Grid, Names
+from jaxstab.cli.others import Completion, Experiments
+from jaxstab.cli.words import load_family, parse_grid
 from jaxstab.errors import UsageError
-
-Values: TypeAlias = Annotated[tuple[str, ...], tyro.conf.arg(metavar="VALUE [VALUE ...]")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """A stack. Each option takes one value or several (an axis), or linspace(a,b,n), geomspace(a,b,n)."""
-
-    depth: Values = ()
-    """Layers (100)."""
-    width: Values = ()
-    """Units a layer (256); 100+400+50: before the first layer and behind each."""
-    batch: Values = ()
-    """Inputs (16)."""
-    activation: Values = ()
-    """tanh, relu, gelu, ... (tanh)."""
-    init: Values = ()
-    """xavier_normal, kaiming_normal, orthogonal, ... (xavier_normal)."""
-    kind: Values = ()
-    """plain, residual, normalized, rms_norm, batch_norm, recurrent, lstm, pre_ln, post_ln, attention,
-    residual_attention, convolution (plain)."""
-    sampler: Values = ()
-    """dense, or conditioned: in law without matrices (auto: the latter where it is exact and cheaper)."""
-    dtype: Values = ()
-    """float32, bfloat16, float16 (float32)."""
-    precision: Values = ()
-    """Of matrix products: default, high, highest (highest)."""
-    gain: Values = ()
-    """Multiplies the weights (1); 1.1+0.9: those of each layer."""
-    sigma_b: Values = ()
-    """Standard deviation of the biases (0)."""
-    branch_scale: Values = ()
-    """Of residual branches (1)."""
-    forget_bias: Values = ()
-    """Of an LSTM's forget gate (1)."""
-    skip_scale: Values = ()
-    """Of what a residual branch is added to (1)."""
-    branch_matrices: Values = ()
-    """Matrices of a residual branch: 1 or 2 (1)."""
-    sublayers: Values = ()
-    """Of pre_ln and post_ln: ffn, attention, alternate (ffn)."""
-    tokens: Values = ()
-    """Tokens of an input; 0: inputs are single vectors (0)."""
-    heads: Values = ()
-    """Heads of attention (1)."""
-    kernel: Values = ()
-    """Side of a convolution's kernel (3)."""
-    side: Values = ()
-    """Side of a convolution's images, whose channels are the width (8)."""
-    padding: Values = ()
-    """Of a convolution: zero, circular (zero)."""
-    qk_scale: Values = ()
-    """Of the logits of attention (1)."""
-    dropout: Values = ()
-    """Rate in every layer (none)."""
-
-    def settings(self) -> dict[str, Any]:
-        """What was given, as `jaxstab.grid` takes it."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(Axes)}
-        return {name: parse_values(values) for name, values in given.items() if values}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
     """The gain of activations: 1/sqrt(E[phi^2]) forward, and its relatives."""
 
-    activation: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ACTIVATION")]
-    """Names of activations."""
+    EXAMPLE: ClassVar[str] = "jaxstab gain tanh gelu silu"
+
+    activation: Annotated[Names, tyro.conf.Positional] = ()
+    """Names of activations; all of them by default."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -89,7 +32,7 @@ class Gain:
         from jaxstab.theory import activations, gains
 
         rows = {}
-        for name in self.activation:
+        for name in self.activation or activations.ACTIVATIONS:
             activations.resolve(name)
             rows[name] = {
                 kind: _or_none(gains.gain, name, kind) for kind in ("forward", "backward", "std", "pytorch")
@@ -111,9 +54,12 @@ class Gain:
 class Propagate(Axes):
     """Send signals and gradients through random stacks, theory beside the measurement, and say what happens."""
 
+    EXAMPLE: ClassVar[str] = "jaxstab propagate --activation tanh --gain 1 1.6667 --seeds 64 --plot stack.png"
+    FAMILY: ClassVar[str] = "propagation"
+
     seeds: int = 32
     """How many networks of each configuration."""
-    plot: Path | None = None
+    plot: File = None
     """Write a picture to this file."""
     json: bool = False
     """Print one JSON object on standard output."""
@@ -132,7 +78,10 @@ class Propagate(Axes):
 class Predict(Axes):
     """Theory alone for the same axes: no network is drawn."""
 
-    plot: Path | None = None
+    EXAMPLE: ClassVar[str] = "jaxstab predict --activation relu --init lecun_normal --dtype float16"
+    FAMILY: ClassVar[str] = "propagation"
+
+    plot: File = None
     """Write a picture to this file."""
     json: bool = False
     """Print one JSON object on standard output."""
@@ -147,55 +96,20 @@ class Predict(Axes):
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """Train image classifiers, many seeds and numbers at once. Each option takes one value or several (an axis)."""
+class Train(Axes):
+    """Train image classifiers, many seeds and numbers at once, and show how each configuration ended."""
 
-    dataset: Values = ()
-    """digits (embedded) or fashion_mnist (digits)."""
-    hidden: Values = ()
-    """Units of the hidden layers: 256, or 256+128 for two (256)."""
-    activation: Values = ()
-    """relu, tanh, ... (relu)."""
-    init: Values = ()
-    """kaiming_normal, xavier_normal, normal, ... (kaiming_normal)."""
-    optimizer: Values = ()
-    """sgd, sgdw, adam, adamw (sgd)."""
-    epochs: Values = ()
-    """Passes over the training images (10)."""
-    batch_size: Values = ()
-    """Images a step (64)."""
-    order: Values = ()
-    """Data order per_seed or shared (per_seed)."""
-    precision: Values = ()
-    """Of matrix products: bfloat16 (sums in float32), default, high, highest (highest)."""
-    learning_rate: Values = ()
-    """Step size (0.1)."""
-    weight_decay: Values = ()
-    """Of weights, not of biases (0)."""
-    l1: Values = ()
-    """L1 penalty's slope, of weights, not of biases (0)."""
-    dropout: Values = ()
-    """Rate of each hidden layer: 0.5, or 0.2+0.5 for two (none)."""
-    gain: Values = ()
-    """Multiplies the initialization (1)."""
-    momentum: Values = ()
-    """Of sgd and sgdw (0)."""
-    clip_norm: Values = ()
-    """Largest norm of the gradient (inf: off)."""
+    EXAMPLE: ClassVar[str] = "jaxstab train --learning-rate 0.01 0.1 --dropout 0.5 --plot curves.png"
+    FAMILY: ClassVar[str] = "training"
+
     seeds: int = 4
     """How many runs of each configuration."""
-    fashion_mnist: Path | None = None
+    fashion_mnist: Folder = None
     """Folder with Fashion-MNIST's four official files."""
-    plot: Path | None = None
+    plot: File = None
     """Write a picture of the curves to this file."""
     json: bool = False
     """Print one JSON object on standard output."""
-
-    def settings(self) -> dict[str, Any]:
-        """What was given, as `jaxstab.grid` takes it."""
-        other = ("seeds", "fashion_mnist", "plot", "json")
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in other}
-        return {name: parse_values(values) for name, values in given.items() if values}
 
     def run(self) -> int:
         """Train, and show how it ended."""
@@ -217,13 +131,15 @@ class Train:
 class Tile:
     """Measure how fast a family runs at every tile, beside the rule's own choice."""
 
+    EXAMPLE: ClassVar[str] = "jaxstab tile propagation --grid width=64,256"
+
     family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
     """propagation, or your own as module:family."""
-    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...")] = ()
+    grid: Grid = ()
     """Axes: width=64,256 gain=linspace(0.5,2.5,64)."""
     seeds: int = 256
     """How many seeds of each configuration are run at each tile."""
-    keep: tuple[str, ...] = ()
+    keep: Names = ()
     """Outputs wanted; all of them by default."""
     devices: int | None = None
     """How many local devices; all of them by default."""
@@ -252,17 +168,21 @@ class Tile:
 class Sweep:
     """Run a family over a grid and seeds into a folder; the same command resumes what was interrupted."""
 
+    EXAMPLE: ClassVar[str] = (
+        'jaxstab sweep propagation --grid "gain=linspace(0.5,2.5,64)" activation=tanh,relu --store runs/edge'
+    )
+
     family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
     """propagation, training, or your own as module:family."""
-    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...")] = ()
+    grid: Grid = ()
     """Axes: gain=0.5,1,1.5 or gain=linspace(0.5,2.5,64)."""
     seeds: int = 32
     """How many seeds of each configuration."""
-    keep: tuple[str, ...] = ()
+    keep: Names = ()
     """Outputs wanted; all of them by default."""
-    store: Path | None = None
+    store: Folder = None
     """Folder of the chunks; without it nothing is kept but --out."""
-    out: Path | None = None
+    out: File = None
     """Write the results to this netCDF file."""
     devices: int | None = None
     """How many local devices; all of them by default."""
@@ -329,6 +249,8 @@ COMMANDS: dict[str, Any] = {
     "sweep": Sweep,
     "diagnose": Diagnose,
     "tile": Tile,
+    "experiments": Experiments,
+    "completion": Completion,
 }
 
 
@@ -339,5 +261,5 @@ def _or_none(function: Any, *arguments: Any) -> Any:
         return None
 
 
-COMPILING = ("propagate", "train", "sweep", "diagnose", "tile")
+COMPILING = ("propagate", "train", "sweep", "diagnose", "tile", "experiments")
 """Commands whose programs are kept for the next time."""

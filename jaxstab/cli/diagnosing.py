@@ -7,10 +7,11 @@ import dataclasses
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from jaxstab.cli.options import File
 from jaxstab.cli.words import load
 from jaxstab.errors import UsageError, require_choice
 
@@ -24,9 +25,13 @@ Inputs = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 class Diagnose:
     """Say what is wrong with a model of yours: which layer, which line, what to change. Ends with 3 if it is grave."""
 
+    EXAMPLE: ClassVar[str] = "jaxstab diagnose net:Net --input float32:32,256"
+
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
     """A module, a function without arguments that returns one (or a tuple (function, parameters)), or that tuple."""
-    input: Annotated[Inputs, tyro.conf.arg(metavar="DTYPE:SHAPE[:LOW..HIGH] [...]")] = ()
+    input: Annotated[
+        Inputs, tyro.conf.arg(metavar="DTYPE:SHAPE[:LOW..HIGH] [...]", help_behavior_hint="")
+    ] = ()
     """What it is called with: float32:16,224,224,3 draws N(0, 1), int32:16,128:0..32000 integers below 32000."""
     dtype: tuple[str, ...] = ("bfloat16", "float16")
     """Formats in which the model is asked about too."""
@@ -34,7 +39,7 @@ class Diagnose:
     """How many draws of the parameters."""
     loss: str | None = None
     """module:function of the output, one number; a random linear read-out without it."""
-    plot: Path | None = None
+    plot: File = None
     """Write a picture to this file."""
     json: bool = False
     """Print one JSON object on standard output."""

@@ -12,14 +12,14 @@ import numpy as np
 
 from jaxstab.diagnosis.evidence import read, readout_weights, require_scalar
 from jaxstab.diagnosis.subject import Subject, checked, is_array, subject_of
-from jaxstab.errors import UsageError, canonicalize
+from jaxstab.errors import UsageError
 from jaxstab.observation.marks import source_of_caller
 from jaxstab.observation.seen import DESCRIPTIONS, Seen
 from jaxstab.observation.sites import Site
 from jaxstab.observation.statistics import DEFAULT, STATISTICS, require_statistics
 from jaxstab.observation.transform import observe
 from jaxstab.trials.family import NONFINITE, OK, Family, Trial
-from jaxstab.trials.outputs import Doc, Labels, Output
+from jaxstab.trials.outputs import Doc, Labels, Output, canonicalize
 
 DTYPES = ("float32", "bfloat16", "float16")
 NO_WEIGHTS = ("bias", "scale")
@@ -32,10 +32,10 @@ COLUMNS = ("path", "kind", "direction", "output", "branch", "source")
 class Spec:
     """The format that parameters and inputs are in."""
 
-    dtype: Annotated[str, Doc("format of parameters and inputs")] = "float32"
+    dtype: Annotated[str, Doc("format of parameters and inputs", choices=DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
-        canonicalize(self, {"dtype": DTYPES})
+        canonicalize(self)
 
 
 class HParams(NamedTuple):

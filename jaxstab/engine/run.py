@@ -23,6 +23,7 @@ from jaxstab.engine.space import Space, grid, parse_seeds
 from jaxstab.engine.store import Store
 from jaxstab.errors import Interrupted, UsageError
 from jaxstab.trials.family import Family, Vectorized
+from jaxstab.trials.manual import says
 from jaxstab.trials.outputs import Output
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.training import training
@@ -96,18 +97,29 @@ def sweep(
     return data.sel(seed=wanted) if is_part else data
 
 
+@says(propagation)
 def propagate(seeds: Any = 32, **axes: Any) -> xr.Dataset:
-    """`sweep(propagation, grid(axes), seeds)` in one call; sweep's keywords may stand among the axes."""
+    """Send signals and gradients through random stacks: `sweep(propagation, grid(axes), seeds)` in one call.
+
+    Sweep's keywords (`keep`, `store`, `devices`, `memory`, `tile`, `progress`) may stand among the axes. Returns a
+    Dataset over (the axes that were given several values, seed, layer), with the `status` of each network.
+    """
     keywords = {name: axes.pop(name) for name in SWEEP_KEYWORDS if name in axes}
     return sweep(propagation, grid(**axes), seeds, **keywords)
 
 
+@says(training)
 def train(seeds: Any = 4, **axes: Any) -> xr.Dataset:
-    """`sweep(training, grid(axes), seeds)` in one call; sweep's keywords may stand among the axes."""
+    """Train image classifiers: `sweep(training, grid(axes), seeds)` in one call.
+
+    Sweep's keywords (`keep`, `store`, `devices`, `memory`, `tile`, `progress`) may stand among the axes. Returns a
+    Dataset over (the axes that were given several values, seed, epoch), with the `status` of each run.
+    """
     keywords = {name: axes.pop(name) for name in SWEEP_KEYWORDS if name in axes}
     return sweep(training, grid(**axes), seeds, **keywords)
 
 
+@says(propagation, theory=True)
 def predict(space: Space | None = None, *, family: Family = propagation, **axes: Any) -> xr.Dataset:
     """Theory for the axes of a grid (or for a space): the measurement's variable names, plus `*_low` and `*_high`.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxstab import random
-from jaxstab.errors import UsageError, canonicalize
+from jaxstab.errors import UsageError, require_choice
 from jaxstab.names import spell
 from jaxstab.nets import conditioned, initializers
 from jaxstab.nets.initializers import Initializer
@@ -40,9 +40,9 @@ class Weights:
     kernel: int = 1
 
     def __post_init__(self) -> None:
-        canonicalize(
-            self, {"sampler": SAMPLERS} | ({} if callable(self.init) else {"init": initializers.NAMES})
-        )
+        choices = {"sampler": SAMPLERS} | ({} if callable(self.init) else {"init": initializers.NAMES})
+        for field, names in choices.items():
+            object.__setattr__(self, field, require_choice(getattr(self, field), names, field))
         if callable(self.init):
             _require_initializer(self.init, (self.kernel,) * 2 * (self.kernel > 1))
         if self.sampler == "dense":

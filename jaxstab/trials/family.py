@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import inspect
 import types
 import typing
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.trials.outputs import Doc, Labels, Output, spell
+from jaxstab.trials.manual import manual
+from jaxstab.trials.outputs import Doc, Labels, Output, hints_of
 
 Outputs: TypeAlias = Mapping[str, jax.Array]
 Trial: TypeAlias = Callable[..., Outputs]
@@ -102,22 +104,35 @@ class Family:
         return _annotations(self.HParams, list(self.HParams._fields))  # type: ignore[attr-defined]
 
     @functools.cached_property
+    def types(self) -> dict[str, Any]:
+        """Annotation of each parameter."""
+        return {**self.spec_types, **self.hparam_types}
+
+    @functools.cached_property
     def docs(self) -> dict[str, Doc]:
         """Long name and unit of each parameter, of its annotation `Annotated[type, Doc(...)]`."""
-        hints = {
-            **typing.get_type_hints(self.Spec, include_extras=True),
-            **typing.get_type_hints(self.HParams, include_extras=True),
-        }
-        said = {name: getattr(hints[name], "__metadata__", ()) for name in self.parameters}
-        return {
-            name: next((m for m in metadata if isinstance(m, Doc)), Doc(spell(name)))
-            for name, metadata in said.items()
-        }
+        hints = {**hints_of(self.Spec), **hints_of(self.HParams)}
+        return {name: hints[name][1] for name in self.parameters}
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Value of each parameter that has one."""
+        fields = [f for f in dataclasses.fields(self.Spec) if f.default is not dataclasses.MISSING]
+        return {f.name: f.default for f in fields} | self.HParams._field_defaults  # type: ignore[attr-defined]
 
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names that an axis of a space may bear."""
         return [*self.spec_types, *self.hparam_types]
+
+    def __repr__(self) -> str:
+        return f"<family {self.name}>"
+
+    def __str__(self) -> str:
+        return f"family {self.name}\n\n{manual(self)}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def require_names(self, names: Iterable[str]) -> None:
         """Refuse a name that is no parameter, and a parameter without a default that is not among them."""
@@ -130,8 +145,7 @@ class Family:
 
     def coerce(self, name: str, value: Any) -> Any:
         """A parameter's value as its annotation has it."""
-        types = self.spec_types if name in self.spec_types else self.hparam_types
-        return coerce(name, types[name], value)
+        return coerce(name, self.types[name], value)
 
     def configure(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
         """One (Spec, HParams) of named values, coerced by their annotations; the rest by default."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxstab.errors import require_choice
 
 ENDS = {"low": "lower", "high": "upper"}
 
 
 class Doc(NamedTuple):
-    """What a parameter is: `gain: Annotated[float, Doc("factor on the weights")]` in a Spec, HParams or function."""
+    """What a parameter is: `gain: Annotated[float, Doc("factor on the weights")]` in a Spec, HParams or function.
+
+    Documentation, labels, the command line's options and what is refused follow from it.
+    """
 
     long_name: str
     units: str = "1"
+    choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,24 @@ class Labels:
     def attrs(self, name: str) -> dict[str, str]:
         """The coordinate's attributes in a Dataset."""
         return {"long_name": self.long_name or spell(name), "units": "1"}
+
+
+@functools.cache
+def hints_of(cls: type) -> dict[str, tuple[Any, Doc]]:
+    """(type, documentation) of every parameter of a Spec or HParams; its name in words where nobody said more."""
+    bare, full = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
+    said = {name: getattr(hint, "__metadata__", ()) for name, hint in full.items()}
+    return {
+        name: (bare[name], next((m for m in metadata if isinstance(m, Doc)), Doc(spell(name))))
+        for name, metadata in said.items()
+    }
+
+
+def canonicalize(spec: object) -> None:
+    """Replace each name in a frozen dataclass by that of its choice; UsageError for any other."""
+    for name, (kind, doc) in hints_of(type(spec)).items():
+        if kind is str and doc.choices:
+            object.__setattr__(spec, name, require_choice(getattr(spec, name), doc.choices, name))
 
 
 def measured(outputs: Mapping[str, Output]) -> dict[str, Output]:

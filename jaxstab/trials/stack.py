@@ -10,16 +10,16 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from jaxstab.errors import UsageError, canonicalize, require_choice
+from jaxstab.errors import UsageError, require_choice
 from jaxstab.names import spell
-from jaxstab.nets import weights
+from jaxstab.nets import initializers, weights
 from jaxstab.nets.layers import register
 from jaxstab.nets.layers.check import require_layers
 from jaxstab.nets.layers.layer import Layer, is_reused
 from jaxstab.nets.weights import Weights
 from jaxstab.theory import activations, convolutions
 from jaxstab.trials.family import require_all
-from jaxstab.trials.outputs import Doc
+from jaxstab.trials.outputs import Doc, canonicalize
 from jaxstab.typing import Activation
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -51,19 +51,23 @@ class Spec:
     depth: Annotated[int, Doc("number of layers")] = 100
     width: Annotated[int | tuple[int, ...], Doc("units of a layer")] = 256
     batch: Annotated[int, Doc("number of inputs, each with N(0, 1) entries")] = 16
-    activation: Annotated[Activation, Doc("activation function")] = "tanh"
-    init: Annotated[Any, Doc("initialization of the weights")] = "xavier_normal"
-    kind: Annotated[Any, Doc("kind of stack, or its layer")] = "plain"
-    sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law without")] = "auto"
-    dtype: Annotated[str, Doc("format of the signal and of the gradient")] = "float32"
-    precision: Annotated[str, Doc("precision of matrix products")] = "highest"
+    activation: Annotated[Activation, Doc("activation function", choices=tuple(activations.ACTIVATIONS))] = (
+        "tanh"
+    )
+    init: Annotated[Any, Doc("initialization of the weights", choices=initializers.NAMES)] = "xavier_normal"
+    kind: Annotated[Any, Doc("kind of stack, or a layer", choices=register.KINDS)] = "plain"
+    sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law", choices=SAMPLERS)] = "auto"
+    dtype: Annotated[str, Doc("format of the signal and of the gradient", choices=DTYPES)] = "float32"
+    precision: Annotated[str, Doc("precision of matrix products", choices=PRECISIONS)] = "highest"
     branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
-    sublayers: Annotated[str, Doc("what the layers of a transformer are")] = "ffn"
+    sublayers: Annotated[str, Doc("what the layers of a transformer are", choices=register.SUBLAYERS)] = "ffn"
     tokens: Annotated[int, Doc("tokens of an input; 0: inputs are single vectors")] = 0
     heads: Annotated[int, Doc("heads of attention")] = 1
     kernel: Annotated[int, Doc("side of a convolution's kernel, pixels")] = 3
     side: Annotated[int, Doc("side of a convolution's images, pixels")] = 8
-    padding: Annotated[str, Doc("what a convolution finds outside the image")] = "zero"
+    padding: Annotated[
+        str, Doc("what a convolution finds outside the image", choices=convolutions.PADDINGS)
+    ] = "zero"
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "batch", "kernel", "side"):
@@ -71,19 +75,10 @@ class Spec:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 and below 2^31 is wanted.")
         if self.tokens < 0:
             raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
-        canonicalize(
-            self,
-            {
-                "dtype": DTYPES,
-                "precision": PRECISIONS,
-                "sublayers": register.SUBLAYERS,
-                "padding": convolutions.PADDINGS,
-                "sampler": SAMPLERS,
-            },
-        )
+        canonicalize(self)
         activations.canonicalize(self)
         if isinstance(self.kind, str):
-            canonicalize(self, {"kind": register.KINDS})
+            object.__setattr__(self, "kind", require_choice(self.kind, register.KINDS, "kind"))
         elif isinstance(self.kind, tuple):
             object.__setattr__(self, "kind", tuple(map(_canonical_kind, self.kind)))
         object.__setattr__(self, "init", self.weights.init)

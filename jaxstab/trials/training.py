@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
-from jaxstab.errors import UsageError, canonicalize
+from jaxstab.errors import UsageError
 from jaxstab.nets import initializers
 from jaxstab.nets.mlp import make_mlp
 from jaxstab.theory import activations
 from jaxstab.trials.family import Family, Trial, require_all
 from jaxstab.trials.fitting import ORDERS, Task, fit, matrices, norm_of_matrices
-from jaxstab.trials.outputs import Doc, Output
+from jaxstab.trials.outputs import Doc, Output, canonicalize
 from jaxstab.typing import Activation
 
 OPTIMIZERS = ("sgd", "sgdw", "adam", "adamw")
@@ -46,15 +46,17 @@ LEARNT = 0.95
 class Spec:
     """The program: data, sizes, names. `hidden` holds the units of each hidden layer."""
 
-    dataset: Annotated[str, Doc("images and labels")] = "digits"
+    dataset: Annotated[str, Doc("images and labels", choices=datasets.NAMES)] = "digits"
     hidden: Annotated[tuple[int, ...], Doc("units of each hidden layer")] = (256,)
-    activation: Annotated[Activation, Doc("activation function")] = "relu"
-    init: Annotated[str, Doc("initialization of the weights")] = "kaiming_normal"
-    optimizer: Annotated[str, Doc("optimizer")] = "sgd"
+    activation: Annotated[Activation, Doc("activation function", choices=tuple(activations.ACTIVATIONS))] = (
+        "relu"
+    )
+    init: Annotated[str, Doc("initialization of the weights", choices=initializers.NAMES)] = "kaiming_normal"
+    optimizer: Annotated[str, Doc("optimizer", choices=OPTIMIZERS)] = "sgd"
     epochs: Annotated[int, Doc("passes over the training images")] = 10
     batch_size: Annotated[int, Doc("images of a step")] = 64
-    order: Annotated[str, Doc("data order: of each seed, or shared")] = "per_seed"
-    precision: Annotated[str, Doc("precision of matrix products")] = "highest"
+    order: Annotated[str, Doc("data order: of each seed, or shared", choices=ORDERS)] = "per_seed"
+    precision: Annotated[str, Doc("precision of matrix products", choices=PRECISIONS)] = "highest"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -62,8 +64,7 @@ class Spec:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1 is wanted.")
         if any(units < 1 for units in self.hidden):
             raise UsageError(f"hidden={self.hidden}: every layer needs at least one unit.")
-        canonicalize(self, {"dataset": datasets.NAMES, "init": initializers.NAMES, "optimizer": OPTIMIZERS,
-                            "order": ORDERS, "precision": PRECISIONS})  # fmt: skip
+        canonicalize(self)
         activations.canonicalize(self)
 
 
