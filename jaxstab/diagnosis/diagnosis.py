@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -106,29 +107,38 @@ class Diagnosis:
         return f"<p>{title}</p><table><tr>{head}</tr>{rows}</table>" if rows else f"<p>{title}</p>"
 
     def plot(self, ax: Any = None) -> Any:
-        """rms of every call, forward and backward, in the order of the program: a matplotlib Axes.
+        """Every call forward and backward, in the order of the program: a matplotlib Axes.
 
-        The median over seeds with the range from the 5th to the 95th percentile; iterations of a scan one by one.
+        rms (median over seeds, band from the 5th to the 95th percentile), largest magnitude (dotted), and the largest
+        number of each format that was asked for where that is near; iterations of a scan one by one.
         """
         import matplotlib.pyplot as plt
 
         if ax is None:
             _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
         for direction, label in ((FORWARD, "signal"), (BACKWARD, "gradient")):
-            levels = _levels(self.calls, direction)
+            levels, most = (_levels(self.calls, direction, what) for what in ("rms", "absmax"))
             if levels.size:
-                low, middle, high = np.nanquantile(levels, [0.05, 0.5, 0.95], axis=0)
-                (line,) = ax.plot(np.arange(levels.shape[1]), middle, marker=".", label=label)
-                ax.fill_between(
-                    np.arange(levels.shape[1]), low, high, color=line.get_color(), alpha=0.25, lw=0
-                )
-        ax.set(yscale="log", xlabel="call, in order of the forward pass", ylabel="rms", title=self.name)
+                places = np.arange(levels.shape[1])
+                with warnings.catch_warnings():  # a call that gives zeros alone has no place on the axis
+                    warnings.filterwarnings("ignore", "All-NaN")
+                    low, middle, high = np.nanquantile(levels, [0.05, 0.5, 0.95], axis=0)
+                    largest = np.nanmax(most, axis=0)
+                (line,) = ax.plot(places, middle, marker=".", label=f"{label}, rms")
+                ax.fill_between(places, low, high, color=line.get_color(), alpha=0.25, lw=0)
+                ax.plot(places, largest, ":", color=line.get_color(), label=f"{label}, largest")
+        band = f"call, in order of the forward pass (band: 5 to 95 % of {self.seeds} seeds)"
+        ax.set(yscale="log", xlabel=band, ylabel="magnitude", title=str(self).splitlines()[0])
+        for dtype in self.dtypes:
+            end = format_of(dtype).largest
+            if end < 100 * ax.get_ylim()[1]:
+                ax.axhline(end, color="0.5", linestyle="--", label=f"{dtype} ends")
         ax.legend()
         return ax
 
 
-def _levels(calls: xr.Dataset, direction: str) -> np.ndarray:
-    """rms (seed, calls and iterations in order of the forward pass) of the innermost calls; NaN where it is not > 0."""
+def _levels(calls: xr.Dataset, direction: str, statistic: str) -> np.ndarray:
+    """A statistic (seed, calls and iterations in order of the forward pass) of the innermost calls; NaN if not > 0."""
     sites = np.flatnonzero((calls["direction"] == direction).values)
     paths = [str(p) for p in calls["path"].values]
     sites = [i for i in sites if not any(p.startswith(paths[i] + "/") for p in paths)]
@@ -137,7 +147,7 @@ def _levels(calls: xr.Dataset, direction: str) -> np.ndarray:
         sites.sort(key=lambda i: order[paths[i]])
     if not sites:
         return np.zeros((0, 0))
-    columns = [calls["rms"].isel(site=i).values.reshape(calls.sizes["seed"], -1) for i in sites]
+    columns = [calls[statistic].isel(site=i).values.reshape(calls.sizes["seed"], -1) for i in sites]
     kept = [c[:, ~np.all(np.isnan(c), axis=0)] for c in columns]
     levels = np.concatenate(kept, axis=1)
     return np.where(levels > 0, levels, np.nan)

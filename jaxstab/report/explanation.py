@@ -304,7 +304,7 @@ def _fate(facts: Explanation) -> str:
     if math.isnan(total):
         return ""
     if not KEPT[0] <= total <= KEPT[1]:
-        return f" It {'vanishes' if total < 0 else 'explodes'}: [1e-6, 1e3] is left."
+        return f" It {'vanishes' if total < 0 else 'explodes'}, out of [1e-6, 1e3]."
     if not facts.holds_backward:
         return ""  # what infinitely wide networks would keep is no verdict on these
     if abs(rate) < STEADY:
@@ -312,7 +312,7 @@ def _fate(facts: Explanation) -> str:
     if abs(_median(facts.rates_backward[: -(-len(facts.rates_backward) // 4)]) - rate) > 0.2 * abs(rate):
         return " That is within [1e-6, 1e3] at this depth; its rate changes from layer to layer."
     layers = math.ceil((KEPT[0] if rate < 0 else KEPT[1]) / rate) + 1
-    return f" That is within [1e-6, 1e3] at this depth; at this rate it is left at about {layers} layers."
+    return f" That is within [1e-6, 1e3] at this depth; at this rate that ends at about {layers} layers."
 
 
 def _describe_advice(facts: Explanation, spec: Any) -> list[str]:
