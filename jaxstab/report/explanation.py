@@ -304,7 +304,7 @@ def _fate(facts: Explanation) -> str:
     if math.isnan(total):
         return ""
     if not KEPT[0] <= total <= KEPT[1]:
-        return f" It {'vanishes' if total < 0 else 'explodes'}, out of [1e-6, 1e3]."
+        return f" It {'vanishes' if total < 0 else 'explodes'}: outside [1e-6, 1e3]."
     if not facts.holds_backward:
         return ""  # what infinitely wide networks would keep is no verdict on these
     if abs(rate) < STEADY:

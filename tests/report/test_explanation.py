@@ -108,7 +108,7 @@ def test_the_verdict_speaks_of_the_rate_and_of_the_total():
     told = jaxstab.explain(activation="tanh", init="lecun_normal", gain=0.3, depth=10)
     text = str(told)
     assert "The gradient shrinks by 4.71 decades over 10 layers, 0.52 a layer." in text
-    left = int(re.search(r"left at about (\d+) layers", text)[1])
+    left = int(re.search(r"ends at about (\d+) layers", text)[1])
     assert (
         jaxstab.explain(activation="tanh", init="lecun_normal", gain=0.3, depth=left - 1).total_backward > -6
     )
