@@ -154,10 +154,12 @@ class Table:
                 number = np.arange(len(dimension), dtype=np.int32)
                 coordinates[dimension.name] = xr.Variable(dimension.name, number, doc(dimension.name))
             for axis in dimension.axes:
-                column = _column(axis.labels)
-                coordinates[axis.name] = xr.Variable(dimension.name, column, doc(axis.name))
+                coordinates[axis.name] = xr.Variable(dimension.name, _column(axis.labels), doc(axis.name))
         for axis in self.layout.space.fixed:
             coordinates[axis.name] = xr.Variable((), axis.labels[0], doc(axis.name))
+        for one in coordinates.values():
+            if one.dtype.kind not in "biuf":
+                del one.attrs["units"]  # names have none, and plots would say "[1]" of them
         if self.layout.seeds is not None:
             words = Doc("seed of a lane's random numbers")
             coordinates["seed"] = xr.Variable("seed", self.layout.seeds.astype(np.int32), _attrs(words))

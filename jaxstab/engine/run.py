@@ -24,7 +24,6 @@ from jaxstab.engine.store import Store
 from jaxstab.errors import Interrupted, UsageError
 from jaxstab.trials.family import Family, Vectorized
 from jaxstab.trials.manual import says
-from jaxstab.trials.outputs import Output
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.training import training
 
@@ -144,7 +143,7 @@ def predict(space: Space | None = None, *, family: Family = propagation, **axes:
     dims = [dimension.name for dimension in space.dimensions]
     rows = table.layout.outputs
     return data.assign({
-        name: (dims, text.astype(str).reshape(space.shape), rows.get(name, Output()).attrs(name))
+        name: (dims, text.astype(str).reshape(space.shape), {"long_name": rows[name].attrs(name)["long_name"]})
         for name, text in texts.items()
     })  # fmt: skip
 

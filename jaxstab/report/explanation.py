@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -132,6 +133,20 @@ class Explanation:
     def __str__(self) -> str:
         return self.text()
 
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        facts = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{_cell(value)}</td></tr>"
+            for name, value in self.record().items()
+            if isinstance(value, (str, int, float)) and value != ""
+        )
+        return f"<p>{html.escape(self.text())}</p><table>{facts}</table>"
+
+
+def _cell(value: str | float) -> str:
+    return html.escape(value) if isinstance(value, str) else f"{value:.4g}"
+
 
 def explain(**settings: Any) -> Explanation:
     """What happens to the stack of these settings (those of `jaxstab.propagate`, one value each), and what mends it.
@@ -139,7 +154,11 @@ def explain(**settings: Any) -> Explanation:
     Returns an `Explanation`: facts as fields, `str()` its text. Nothing is drawn: it is theory, as the width grows
     (Schoenholz et al. 2017) but for the forecast of where the dtype ends, which is of the given width.
 
-    >>> print(jaxstab.explain(activation="gelu", init="lecun_normal", depth=50))  # doctest: +SKIP
+    >>> told = explain(activation="relu", init="lecun_normal", depth=50)
+    >>> print(told)  # doctest: +ELLIPSIS
+    Each weight has standard deviation 1/sqrt(256), each bias 0. The signal shrinks by 7.38 decades over 50 layers, ...
+    >>> told.phase, round(told.chi, 2), dict(told.advice[0].settings)
+    ('ordered', 0.5, {'gain': 1.414213562373095})
 
     Raises UsageError for an unknown setting or a value that no stack has.
     """

@@ -40,6 +40,9 @@ def gain(activation: Activation, kind: str = "forward") -> float:
     - `pytorch`: what PyTorch's calculate_gain returns, where it has one.
 
     Error about 1e-12 for any elementwise callable, kinks included. Raises UsageError where there is none.
+
+    >>> round(gain("relu"), 6), round(gain("tanh"), 6), round(gain(lambda x: x**2), 6)
+    (1.414214, 1.592537, 0.57735)
     """
     require_choice(kind, ("forward", "backward", "std", "pytorch"), "kind of gain")
     if kind == "pytorch":
@@ -63,6 +66,9 @@ def critical_initialization(activation: Activation, sigma_b: Scalar = 0.0) -> tu
     phi(0) = 0, q* = 0 is such a root if it attracts: tanh, sigma_w = 1; but GELU's, SiLU's and Mish's repels.
 
     Raises UsageError beginning "none:" where there is no such point, and says why. Relative error about 1e-9.
+
+    >>> [round(x, 4) for x in critical_initialization("tanh", 0.2)]
+    [1.3041, 0.2]
     """
     phi, sigma_b = resolve(activation), float(sigma_b)
     name = name_of(phi)

@@ -66,7 +66,7 @@ class Labels:
 
     def attrs(self, name: str) -> dict[str, str]:
         """The coordinate's attributes in a Dataset."""
-        return {"long_name": self.long_name or spell(name), "units": "1"}
+        return {"long_name": self.long_name or spell(name)}
 
 
 @functools.cache
