@@ -109,14 +109,14 @@ def _row(c: Claim, names: bool, printed: bool) -> str:
     seeds = f"{c.seeds} seeds" if c.seeds > 1 else ""
     lost = f", {c.diverged} diverged" if c.diverged else ""
     spread = f"{_number(c.low)} … {_number(c.high)}<br>" if c.seeds > 1 else ""
-    shown = f"<td>{_number(c.published)}{_strip(c)}" if printed else ""
+    shown = f"<td data-is=published>{_number(c.published)}{_strip(c)}" if printed else ""
     fared = f"<small>{c.prediction}</small>" if c.published is not None and c.prediction else ""
     note = f"<small>{_text(c.note)}</small>" if c.note else ""
     return (
         f"<tr>{named}<td>{_text(c.quantity)}{source}"
-        f"<td class=n>{_number(c.median)}<small>{spread}{seeds}{lost}</small>{shown}"
-        f"<td class=n>{_number(c.theory)}{fared}"
-        f'<td><span class="word {c.word.replace(" ", "-")}">{c.word}</span>{note}'
+        f"<td class=n data-is=measured>{_number(c.median)}<small>{spread}{seeds}{lost}</small>{shown}"
+        f"<td class=n data-is=theory>{_number(c.theory)}{fared}"
+        f'<td data-is=verdict><span class="word {c.word.replace(" ", "-")}">{c.word}</span>{note}'
     )
 
 
@@ -139,7 +139,7 @@ def _section(entry: Entry) -> str:
     notes = "".join(f"<p class=note>{_prose(note)}</p>" for note in entry.notes)
     numbers = ""
     if entry.claims:
-        open_ = " open" if len(entry.claims) <= 6 else ""
+        open_ = " open" if len(entry.claims) <= 10 else ""
         table = _table(entry.claims, f"numbers of {entry.name.replace('_', ' ')}")
         numbers = f"<details{open_}><summary>Numbers ({len(entry.claims)})</summary>{table}</details>"
     paragraphs = "".join(f"<p>{_prose(p)}</p>" for p in entry.text.split("\n\n") if p.strip())
