@@ -89,7 +89,7 @@ def stack(
         first = random.normal(input_key, (1, width))
         return jax.lax.scan(layer, first, (jnp.arange(len(nudges)), nudges))[1]
 
-    seen, pull = jax.vjp(states, jnp.zeros((max(DEPTHS), 1, width)))
+    seen, pull = jax.vjp(states, jnp.zeros((DEPTHS[-1], 1, width)))
     readout = random.normal(readout_key, (1, width))
     cuts = jnp.stack([jnp.zeros_like(seen).at[depth - 1].set(readout) for depth in DEPTHS])
     (gradients,) = jax.vmap(pull)(cuts)
@@ -102,9 +102,7 @@ def run(config: Config) -> Record:
     gains = np.linspace(0.5, 2.0, config.gains).round(3)
     laws = [measure(config, gains * factor, init) for init, factor in LAWS.values()]
     data = xr.concat([one.assign_coords(gain=gains) for one in laws], "law").assign_coords(law=list(LAWS))
-    beyond = data.layer > data.depth
-    for name in ("gradient", "gradient_theory", "signal_theory"):
-        data[name] = data[name].where(~beyond)
+    data["gradient"] = data.gradient.where(data.layer <= data.depth)
     line = np.linspace(0.0, 0.6, 13)
     critical = [[critical_sigma_w(name, b) for b in line] for name in ACTIVATIONS]
     return Record(data.assign(critical=(("activation", "line"), np.array(critical))).assign_coords(line=line))
@@ -112,22 +110,15 @@ def run(config: Config) -> Record:
 
 def measure(config: Config, sigma_w: np.ndarray, init: str) -> xr.Dataset:
     """`signal` and `gradient` (seeds, theory) at every activation, gain, sigma_b and depth of one initialization."""
-    plane = {"gain": sigma_w, "sigma_b": np.array(SIGMA_B)}
-    choices = np.arange(len(ACTIVATIONS), dtype=float)
-    networks = jaxstab.grid(
-        activation=choices, **plane, is_orthogonal=init == "orthogonal", width=config.width
-    )
-    data = jaxstab.sweep(stack, networks, config.seeds)[["signal", "gradient"]]
-    data = data.rename(cut="depth").assign_coords(depth=list(DEPTHS), layer=np.arange(1, max(DEPTHS) + 1))
-    axes = {"activation": list(ACTIVATIONS), **plane, "init": init, "depth": list(DEPTHS)}
-    theory = jaxstab.predict(jaxstab.grid(**axes, width=config.width, batch=1))
-    data = data.assign_coords(activation=list(ACTIVATIONS)).drop_vars(["is_orthogonal", "width"])
-    return data.assign(
-        {
-            f"{name}_theory": theory[variable].drop_vars(["init", "width", "batch"], errors="ignore")
-            for name, variable in SIGNALS.items()
-        }
-    )
+    plane = {"gain": sigma_w, "sigma_b": np.array(SIGMA_B), "width": config.width}
+    numbers = np.arange(len(ACTIVATIONS), dtype=float)
+    networks = jaxstab.grid(activation=numbers, **plane, is_orthogonal=init == "orthogonal")
+    measured = jaxstab.sweep(stack, networks, config.seeds)[list(SIGNALS)].rename(cut="depth")
+    names = {"activation": list(ACTIVATIONS), "depth": list(DEPTHS)}
+    theory = jaxstab.predict(jaxstab.grid(**names, **plane, init=init, batch=1))
+    theory = theory[list(SIGNALS.values())].rename({v: f"{k}_theory" for k, v in SIGNALS.items()})
+    one = measured.assign_coords(**names, layer=theory.layer.values)
+    return xr.merge([x.reset_coords(drop=True) for x in (one, theory)])
 
 
 def critical_sigma_w(activation: str, sigma_b: float) -> float:
@@ -138,21 +129,11 @@ def critical_sigma_w(activation: str, sigma_b: float) -> float:
         return float("nan")
 
 
-def ends(record: Record) -> xr.DataArray:
-    """The gradient at the first layer of the deepest stack, log10 (law, activation, gain, sigma_b, seed)."""
-    return record.data.gradient.sel(depth=max(DEPTHS), layer=1)
-
-
-def spell(numbers: np.ndarray) -> str:
-    """Numbers to three digits, as one text; nothing where there is none (theory ends where width and depth end it)."""
-    return " ".join(f"{x:.3g}" if np.isfinite(x) else "" for x in numbers.round(3))
-
-
 def plot(record: Record) -> dict[str, Figure]:
     """The gradient at the first layer of the deepest stack against sigma_w, for every activation without biases."""
     import matplotlib.pyplot as plt
 
-    data = record.data.sel(depth=max(DEPTHS), layer=1, law="LeCun or Xavier normal", sigma_b=0.0)
+    data = record.data.sel(depth=DEPTHS[-1], layer=1, law="LeCun or Xavier normal", sigma_b=0.0)
     figure, panels = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True, sharey=True)
     for panel, name in zip(panels.flat, ACTIVATIONS, strict=True):
         one = data.sel(activation=name)
@@ -161,9 +142,9 @@ def plot(record: Record) -> dict[str, Figure]:
         panel.set_title(name)
     panels[0, 0].legend()
     figure.supxlabel("sigma_w", fontsize=9.5)
-    figure.supylabel(f"log10 gradient at the first of {max(DEPTHS)} layers", fontsize=9.5)
+    figure.supylabel(f"log10 gradient at the first of {DEPTHS[-1]} layers", fontsize=9.5)
     figure.set_label(
-        f"Six panels, one for each activation: logarithm of the gradient at the first of {max(DEPTHS)} layers against"
+        f"Six panels, one for each activation: logarithm of the gradient at the first of {DEPTHS[-1]} layers against"
         " sigma_w, measured and predicted. Each rises; where it passes zero the initialization is critical."
     )
     return {"gradient": figure}
@@ -173,20 +154,19 @@ def chart(record: Record) -> altair.VConcatChart | altair.ConcatChart:
     """Signal and gradient by layer, and the place in the phase diagram, for a setting that the reader chooses."""
     import altair as alt
 
-    def chosen(name: str, **bound: Any) -> altair.Parameter:
-        return alt.param(name=f"the_{name.split()[0]}", value=bound.pop("value"), bind=bound["bind"])
+    def chosen(label: str, value: Any, **choices: Any) -> altair.Parameter:
+        binding = alt.binding_select if "options" in choices else alt.binding_range
+        return alt.param(
+            name=f"the_{label.split()[0]}", value=value, bind=binding(name=f"{label} ", **choices)
+        )
 
-    def choice(name: str, options: list[Any], value: Any) -> altair.Parameter:
-        return chosen(name, value=value, bind=alt.binding_select(options=options, name=f"{name} "))
-
-    gains = record.data.gain.values
-    slider = alt.binding_range(min=gains[0], max=gains[-1], step=round(gains[1] - gains[0], 3), name="gain ")
+    gains = record.data.gain.values.tolist()
     parameters = [
-        choice("activation", list(ACTIVATIONS), "tanh"),
-        choice("initialization", list(LAWS), next(iter(LAWS))),
-        chosen("gain", value=1.5, bind=slider),
-        choice("sigma_b (biases)", list(SIGMA_B), 0.0),
-        choice("depth", list(DEPTHS), max(DEPTHS)),
+        chosen("activation", "tanh", options=list(ACTIVATIONS)),
+        chosen("initialization", next(iter(LAWS)), options=list(LAWS)),
+        chosen("gain", 1.5, min=gains[0], max=gains[-1], step=round(gains[1] - gains[0], 3)),
+        chosen("sigma_b (biases)", SIGMA_B[0], options=list(SIGMA_B)),
+        chosen("depth", DEPTHS[-1], options=list(DEPTHS)),
     ]
     table = alt.NamedData("settings", format=alt.CsvDataFormat(type="csv"))  # one copy for every panel
     panels = [curves(table, name, title) for name, title in TITLES.items()]
@@ -196,7 +176,10 @@ def chart(record: Record) -> altair.VConcatChart | altair.ConcatChart:
         )
         .resolve_scale(color="independent")
         .add_params(*parameters)
-        .properties(datasets={"settings": settings(record).to_csv(index=False)}, background="transparent")
+        .properties(
+            description="Signal and gradient by layer, measured and predicted, and the place in the phase diagram.",
+            datasets={"settings": settings(record).to_csv(index=False)},
+        )
     )
 
 
@@ -278,6 +261,11 @@ def settings(record: Record) -> pd.DataFrame:
     return frame.assign(sigma_w=(frame.gain * frame.law.map({k: v[1] for k, v in LAWS.items()})).round(3))
 
 
+def spell(numbers: np.ndarray) -> str:
+    """Numbers to three digits, as one text; nothing where there is none (theory ends where width and depth end it)."""
+    return " ".join(f"{x:.3g}" if np.isfinite(x) else "" for x in numbers.round(3))
+
+
 def claims(record: Record) -> Iterator[Claim]:
     """None: this is for looking."""
     yield from ()
@@ -285,12 +273,12 @@ def claims(record: Record) -> Iterator[Claim]:
 
 def findings(record: Record) -> str:
     """How few settings let a gradient through, and how far theory is from the measured medians."""
-    measured = figures.quantiles(ends(record))[1]
-    theory = record.data.gradient_theory.sel(depth=max(DEPTHS), layer=1)
+    first = record.data.sel(depth=DEPTHS[-1], layer=1)
+    measured = figures.quantiles(first.gradient)[1]
     kept = float((abs(measured) < 1).mean())
-    off = float(abs(measured - theory).median())
+    off = float(abs(measured - first.gradient_theory).median())
     return (
-        f"Of these {measured.size:,} settings {kept:.0%} bring a gradient through {max(DEPTHS)} layers changed by less"
+        f"Of these {measured.size:,} settings {kept:.0%} bring a gradient through {DEPTHS[-1]} layers changed by less"
         f" than a factor of 10. At half of them the median network is within a factor of {10**off:.2g} of theory, which"
         " is for infinite width."
     )

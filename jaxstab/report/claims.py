@@ -79,14 +79,14 @@ def make_claim(
         published: the printed number; None where the source gives none.
         source: where it is printed.
         resolution: half of the last printed digit's unit; values that close to it cannot be told from it.
-        theory: the number that theory predicts for the median, if any.
+        theory: the number that theory predicts for the median, if any; NaN where it declines.
         level: of the interval [low, high].
         incomparable: the reason why the source's number is of something else; "" where it is not.
     """
     values = np.asarray(sample, np.float64).ravel()
     diverged = summary.is_diverged(values)
     values = np.where(diverged, getattr(sample, "attrs", {}).get("diverged_counts_as", math.inf), values)
-    predicted = None if theory is None else float(theory)
+    predicted = None if theory is None or np.isnan(theory) else float(theory)
     ends = ((1 - level) / 2, 0.5, (1 + level) / 2)
     low, median, high = summary.quantiles(xr.DataArray(values, dims="seed"), ends).values.tolist()
     percentile, verdict = None, "not comparable"
@@ -125,7 +125,7 @@ def hold_theory(theory: float, values: np.ndarray) -> str:
     "as predicted": these seeds cannot tell it from their median (inside `median_interval`, or equal but for rounding);
     "within the spread": they can, but it lies inside their central 99 %; "not as predicted": outside of both.
     """
-    rounding = ROUNDING * (abs(theory) or 1)
+    rounding = ROUNDING * (abs(theory) or 1) if math.isfinite(theory) else 0.0
     tail = (1 - CENTRAL / 100) / 2
     central = summary.quantiles(xr.DataArray(values, dims="seed"), (tail, 1 - tail)).values
     for word, (low, high) in zip(PREDICTIONS, (median_interval(values), central), strict=False):

@@ -88,6 +88,13 @@ def test_theory_agrees_but_for_rounding():
     assert claim(1e-12, None, theory=1e-9).prediction == "not as predicted"
 
 
+def test_theory_may_decline_or_say_that_nothing_is_left():
+    assert claim(published=None, theory=np.nan).word == "measured"
+    assert claim(published=None, theory=np.nan).theory is None
+    assert claim(published=None, theory=np.inf).prediction == "not as predicted"
+    assert claim(np.array([np.nan, np.inf, 1.0]), None, theory=np.inf).prediction == "as predicted"
+
+
 def test_a_reader_is_told_the_verdict_or_how_theory_fares_or_neither():
     assert claim().word == "consistent"
     assert claim(theory=-5.0).word == "consistent"
