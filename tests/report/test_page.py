@@ -165,14 +165,14 @@ def test_every_colour_of_text_is_read_on_its_paper(scheme):
 
 
 def test_what_the_explorer_shows_is_as_theory_says(report):
-    """Medians of 4 networks of width 32 at 10 layers: nine settings of ten within a factor of 3; of 30 it is seen."""
+    """Medians of 4 networks of width 32 lie within a factor of 3 of theory; of one that is 10 times off, none does."""
     data = xr.load_dataset(report.with_name("explorer") / "data.nc", engine="scipy").isel(layer=0, depth=0)
     for name in ("signal", "gradient"):
-        away = abs(data[name].median("seed") - data[f"{name}_theory"])
-        away = away.values[np.isfinite(away.values)]
-        assert away.size > 150
-        assert np.mean(away < np.log10(3)) > 0.9
-        assert np.mean(abs(away - 1) < np.log10(3)) < 0.1
+        away = (data[name].median("seed") - data[f"{name}_theory"]).values
+        away = away[np.isfinite(away)]
+        assert away.size > 250
+        assert np.all(abs(away) < np.log10(3))
+        assert not np.any(abs(away + 1) < np.log10(3))
 
 
 @in_a_browser
