@@ -122,7 +122,7 @@ def _row(c: Claim, names: bool, printed: bool) -> str:
 
 def _strip(claim: Claim) -> str:
     """Where the published number falls among the seeds, as a mark on a strip from 0 to 100."""
-    if claim.percentile is None or claim.seeds < 2:
+    if claim.percentile is None or claim.seeds < 2 or claim.verdict == "not comparable":
         return ""
     x = 2 + 0.96 * claim.percentile
     return (
