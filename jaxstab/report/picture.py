@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,19 +14,24 @@ import numpy as np
 from jaxstab.report import figures
 
 INK = "#1d2730"
-STYLE: Mapping[Any, Any] = MappingProxyType(
-    {
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
-        "grid.color": INK,
-        "grid.alpha": 0.13,
-        "svg.fonttype": "none",
-    }
-)
-"""Settings of matplotlib: everything that is neither data nor theory is drawn in `INK`; text stays text."""
+COLOURED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+STYLE: Mapping[Any, Any] = MappingProxyType({**dict.fromkeys(COLOURED, INK), "svg.fonttype": "none"})
+"""Settings of matplotlib: text and axes are drawn in `INK`, and text stays text."""
 SILENT = MappingProxyType(dict.fromkeys(("Creator", "Date", "Format", "Type")))
 """Metadata that would only make files differ."""
+UNSEEN = r"<title>.*?</title>|<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->"
+NOTES = r'<g id="notes">.*?</g>'
+TIDIED = (
+    (r'(?<=<g) id="[^"]*"', ""),  # nothing points to a group; clip paths and markers keep theirs
+    (r' ?font-family: [^;"]*;?| transform="rotate\(-0 [^"]*"', ""),  # the page's own font
+    (r"\n", " "),
+)
+RECOLOURED = (
+    (f"{INK}|{figures.THEORY}|#000000", "currentColor"),
+    ("#ffffff", "var(--paper)"),
+    (r"#([0-9a-f]{6})\b", r"var(--x\1, #\1)"),
+)
+"""Pattern -> what a tag has in its place."""
 WEIGHTS = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue in the luminance."""
 DARK = "#14191e"
@@ -33,7 +39,7 @@ DARK = "#14191e"
 
 
 def inline(svg: str) -> tuple[str, float]:
-    """(the `<svg>` element for a page, its natural width in points); its title becomes its label.
+    """(the `<svg>` element for a page, its natural width in points); its title becomes its label, its notes go.
 
     Ink, theory and black take the page's colour, white its paper's; other colours become variables that `dark_twins`
     sets. A figure with a mesh of pixels keeps all of them (the page leaves it on white paper): a line over the mesh
@@ -44,22 +50,20 @@ def inline(svg: str) -> tuple[str, float]:
         raise ValueError("not an SVG of matplotlib's.")
     body = svg[head.end() :]
     title = re.search(r"<title>(.*?)</title>", body, re.S)
-    for pattern, new in (
-        (r"<title>.*?</title>|<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", ""),
-        (r'<g id="notes">.*?</g>', ""),  # the page says them itself
-        (r'<g id="[^"]*"', "<g"),  # of groups, to which nothing points; clip paths and markers keep theirs
-        (r" ?font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"", ""),  # the page's own font
-        (r"(\d\.\d\d)\d+(?=[ \n\"])", r"\1"),  # hundredths of a point
-        (r"\n\s*", "\n"),
-    ):
-        body = re.sub(pattern, new, body, flags=re.S)
-    if "<image" not in body:
-        body = re.sub(f"{INK}|{figures.THEORY}|#000000", "currentColor", body).replace(
-            "#ffffff", "var(--paper)"
-        )
-        body = re.sub(r"#([0-9a-f]{6})\b(?!\))", r"var(--x\1, #\1)", body)
-    name = title[1].strip() if title else ""
-    return f'<svg viewBox="0 0 {head[1]} {head[2]}" role="img" aria-label="{name}">{body}', float(head[1])
+    body = re.sub(f"{UNSEEN}|{NOTES}", "", body, flags=re.S)
+    body = re.sub(
+        r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body
+    )  # hundredths of a point
+    changes = TIDIED if "<image" in body else TIDIED + RECOLOURED
+    body = re.sub(r"<[^>]+>", lambda tag: _changed(tag[0], changes), body)
+    label = html.escape(html.unescape(title[1]).strip()) if title else ""
+    return f'<svg viewBox="0 0 {head[1]} {head[2]}" role="img" aria-label="{label}">{body}', float(head[1])
+
+
+def _changed(tag: str, changes: Sequence[tuple[str, str]]) -> str:
+    for pattern, new in changes:
+        tag = re.sub(pattern, new, tag)
+    return tag
 
 
 def dark_twins(page: str) -> str:

@@ -132,13 +132,16 @@ def test_a_figure_takes_the_colours_of_the_page(tmp_path):
         plt.rcParams.update(picture.STYLE)
         figure, panel = plt.subplots()
         panel.plot([0.0, 1 / 3], [0.0, 1 / 7], color="#0b5fa5")
-        panel.set_title("a title")
-        figure.savefig(tmp_path / "a.svg", transparent=True, metadata={"Title": "a < b", **picture.SILENT})
+        panel.set_title("0.123456 of #0b5fa5 is text")
+        figure.suptitle("said by the page", gid="notes")
+        figure.savefig(tmp_path / "a.svg", transparent=True, metadata={"Title": 'a < "b"', **picture.SILENT})
         plt.close(figure)
     svg, width = picture.inline((tmp_path / "a.svg").read_text())
     assert width == pytest.approx(7.2 * 72)
-    assert 'aria-label="a &lt; b"' in svg
-    assert "a title" in svg
+    assert 'aria-label="a &lt; &quot;b&quot;"' in svg
+    assert "0.123456 of #0b5fa5 is text" in svg
+    assert "said by" not in svg
+    assert not re.search(r'd="[^"]*\.\d{3}', svg)
     assert "currentColor" in svg
     assert "var(--x0b5fa5, #0b5fa5)" in svg
     assert picture.INK not in svg
