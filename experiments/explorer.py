@@ -279,6 +279,6 @@ def findings(record: Record) -> str:
     off = float(abs(measured - first.gradient_theory).median())
     return (
         f"Of these {measured.size:,} settings {kept:.0%} bring a gradient through {DEPTHS[-1]} layers changed by less"
-        f" than a factor of 10. At half of them the median network is within a factor of {10**off:.2g} of theory, which"
+        f" than a factor of 10. At half of them the median network is within a factor of {10**off:.3g} of theory, which"
         " is for infinite width."
     )

@@ -148,7 +148,7 @@ def as_table(claims: list[Claim]) -> str:
             "percentile": "-" if c.percentile is None else f"{c.percentile:.1f}",
             "theory": _spell(c.theory),
             "seeds": c.seeds,
-            "verdict": c.word,
+            "verdict": f"{c.word}: {c.note}" if c.note else c.word,
         }
         for c in claims
     ]

@@ -161,7 +161,8 @@ def _chart(entry: Entry) -> str:
     if entry.chart is None:
         return ""
     spec = json.dumps(entry.chart, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    return f'<div class=chart><div></div><script type="application/json">{spec}</script></div>'
+    without = "<noscript>To choose here, JavaScript is needed; all else on this page does without.</noscript>"
+    return f'<div class=chart>{without}<div></div><script type="application/json">{spec}</script></div>'
 
 
 def _script() -> str:

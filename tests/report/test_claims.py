@@ -121,6 +121,7 @@ def test_the_scoreboard_is_written_whole(tmp_path):
     assert wanted | {"percentile", "theory", "seeds", "verdict"} <= set(board["claims"][0])
     assert "as predicted" in as_table(claims)
     assert "not comparable" not in as_table(claims)
+    assert "not comparable: a bound" in as_table([claim(incomparable="a bound")])
 
 
 def test_netcdf_is_read_by_xarray_with_scipy_alone(tmp_path):
