@@ -21,7 +21,7 @@ from jaxstab.report.page import write_report
 from jaxstab.report.record import Entry, environment
 from jaxstab.report.runner import configure, run_experiment
 
-NAMES = ("explorer", "sigmoid_gradient", "phase_diagram")
+NAMES = ("explorer", "sigmoid_gradient", "matrix_product")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 in_a_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed: pages are only read, not opened"
@@ -103,8 +103,8 @@ def test_the_page_says_question_answer_figures_and_numbers(report):
     assert page.index('id="explorer"') < page.index('id="sigmoid_gradient"') < page.index('id="published"')
     scoreboard = page[page.index('id="published"') :]
     assert "largest derivative of the sigmoid" in scoreboard
-    assert "rows within a step" not in scoreboard  # nobody published it
-    assert "rows within a step" in page
+    assert "log10 growth a step" not in scoreboard  # nobody published it
+    assert "log10 growth a step" in page
     assert page.count('role="img" aria-label="') == len(list(report.parent.rglob("*.svg")))
 
 
@@ -125,7 +125,8 @@ def test_an_entry_is_escaped_and_its_backticks_are_code(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_figure_takes_the_colours_of_the_page(tmp_path):
+def drawn(folder: Path, **mesh: object) -> tuple[str, float]:
+    """A figure with a line, and with a mesh where one is given, as the page has it."""
     import matplotlib.pyplot as plt
 
     with figures.style():
@@ -134,9 +135,15 @@ def test_a_figure_takes_the_colours_of_the_page(tmp_path):
         panel.plot([0.0, 1 / 3], [0.0, 1 / 7], color="#0b5fa5")
         panel.set_title("0.123456 of #0b5fa5 is text")
         figure.suptitle("said by the page", gid="notes")
-        figure.savefig(tmp_path / "a.svg", transparent=True, metadata={"Title": 'a < "b"', **picture.SILENT})
+        if mesh:
+            panel.pcolormesh(np.eye(3), **mesh)
+        figure.savefig(folder / "a.svg", transparent=True, metadata={"Title": 'a < "b"', **picture.SILENT})
         plt.close(figure)
-    svg, width = picture.inline((tmp_path / "a.svg").read_text())
+    return picture.inline((folder / "a.svg").read_text())
+
+
+def test_a_figure_takes_the_colours_of_the_page(tmp_path):
+    svg, width = drawn(tmp_path)
     assert width == pytest.approx(7.2 * 72)
     assert 'aria-label="a &lt; &quot;b&quot;"' in svg
     assert "0.123456 of #0b5fa5 is text" in svg
@@ -147,6 +154,13 @@ def test_a_figure_takes_the_colours_of_the_page(tmp_path):
     assert picture.INK not in svg
     assert "<style" not in svg
     assert "<title" not in svg
+
+
+def test_a_figure_with_a_mesh_keeps_its_own(tmp_path):
+    svg, _ = drawn(tmp_path, rasterized=True)
+    assert "stroke: #0b5fa5" in svg
+    assert picture.INK in svg
+    assert "currentColor" not in svg
 
 
 @pytest.mark.parametrize("colour", ["#0b5fa5", "#d1603d", "#5b6770", "#4a1a10", "#000080", figures.PUBLISHED])
