@@ -160,7 +160,11 @@ def chart(record: Record) -> altair.VConcatChart | altair.ConcatChart:
             name=f"the_{label.split()[0]}", value=value, bind=binding(name=f"{label} ", **choices)
         )
 
-    gains = record.data.gain.values.tolist()
+    gains, seeds = record.data.gain.values.tolist(), record.data.sizes["seed"]
+    told = [
+        f"line: median, band: 95 % of {seeds} networks",
+        "dashes: theory; over (sigma_w, sigma_b): chi = 1",
+    ]
     parameters = [
         chosen("activation", "tanh", options=list(ACTIVATIONS)),
         chosen("initialization", next(iter(LAWS)), options=list(LAWS)),
@@ -177,6 +181,7 @@ def chart(record: Record) -> altair.VConcatChart | altair.ConcatChart:
         .resolve_scale(color="independent")
         .add_params(*parameters)
         .properties(
+            title=alt.Title(told, orient="bottom", fontSize=12, fontWeight="normal"),
             description="Signal and gradient by layer, measured and predicted, and the place in the phase diagram.",
             datasets={"settings": settings(record).to_csv(index=False)},
         )

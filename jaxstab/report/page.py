@@ -66,13 +66,9 @@ def _prose(text: str) -> str:
 
 
 def _number(x: float | None) -> str:
-    if x is None:
+    if x is None or math.isnan(x):
         return "–"
-    return (
-        str(x).replace("inf", "∞").replace("nan", "–")
-        if not math.isfinite(x)
-        else f"{x:.4g}".replace("-", "−")
-    )
+    return f"{x:.4g}".replace("inf", "∞").replace("-", "−")
 
 
 def _count(words: Iterable[str], order: Sequence[str]) -> str:
@@ -84,7 +80,8 @@ def _summary(entries: Sequence[Entry], claims: Sequence[Claim]) -> str:
     held = [c.prediction for c in claims if c.prediction]
     predictions = f", {len(held)} of them beside theory ({_count(held, PREDICTIONS)})" if held else ""
     printed = sum(c.published is not None for c in claims)
-    return f"{len(entries)} experiments, {len(claims)} numbers{predictions}, {printed} beside a published number."
+    kinds = f"{len(entries)} experiment{'s' * (len(entries) != 1)}"
+    return f"{kinds}, {len(claims)} numbers{predictions}, {printed} beside a published number."
 
 
 def _table(claims: Sequence[Claim], caption: str, names: bool = False) -> str:
