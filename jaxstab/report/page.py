@@ -68,7 +68,7 @@ def _prose(text: str) -> str:
 def _number(x: float | None) -> str:
     if x is None or math.isnan(x):
         return "–"
-    return f"{x:.4g}".replace("inf", "∞").replace("-", "−")
+    return f"{x + 0.0:.4g}".replace("inf", "∞").replace("-", "−")
 
 
 def _count(words: Iterable[str], order: Sequence[str]) -> str:
