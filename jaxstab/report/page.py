@@ -143,7 +143,7 @@ def _section(entry: Entry) -> str:
     about = f"<details><summary>How it was done</summary>{paragraphs}</details>" if paragraphs else ""
     return (
         f'<article id="{name}" aria-labelledby="{name}-question"><h3 id="{name}-question">{question}'
-        f"<small>{name.replace('_', ' ')}, {entry.seconds:.0f} s</small></h3>{answer}{notes}{_chart(entry)}"
+        f"<small>{name.replace('_', ' ')}, {entry.seconds:.0f} s</small>{answer}{notes}{_chart(entry)}"
         f"{''.join(_figure(path) for path in entry.figures)}{numbers}{about}</article>"
     )
 
