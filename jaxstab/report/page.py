@@ -142,7 +142,7 @@ def _section(entry: Entry) -> str:
     paragraphs = "".join(f"<p>{_prose(p)}</p>" for p in entry.text.split("\n\n") if p.strip())
     about = f"<details><summary>How it was done</summary>{paragraphs}</details>" if paragraphs else ""
     return (
-        f'<article id="{name}" aria-labelledby="{name}-question"><h3 id="{name}-question">{question}'
+        f'<article id="{name}" aria-labelledby="{name}-question"><h3 id="{name}-question">{question}</h3>'
         f"<small>{name.replace('_', ' ')}, {entry.seconds:.0f} s</small>{answer}{notes}{_chart(entry)}"
         f"{''.join(_figure(path) for path in entry.figures)}{numbers}{about}</article>"
     )
