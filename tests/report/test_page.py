@@ -122,6 +122,8 @@ def test_an_entry_is_escaped_and_its_backticks_are_code(tmp_path):
     ):
         assert text in page
     assert "vegaEmbed" not in page  # no chart, no library
+    for tag in ("h2", "h3", "p", "small", "details", "table", "article", "section", "div", "svg"):
+        assert len(re.findall(rf"<{tag}\b", page)) == page.count(f"</{tag}>"), tag
     assert not list(tmp_path.glob(".*"))
 
 
