@@ -12,9 +12,9 @@ from jaxstab.cli.others import Experiments
 from jaxstab.errors import UsageError, require_choice
 
 NAMES = (
-    "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop",
-    "regularized_backprop", "vanishing", "symmetry", "mlp", "polynomial", "weight_decay", "dropout", "precision",
-    "learning_rate", "remedies", "depth_scaling", "transformer", "phase_diagram", "trainability",
+    "explorer", "sigmoid_gradient", "matrix_product", "deep_stack", "gain_table", "initialization", "backprop",
+    "regularized_backprop", "vanishing", "symmetry", "mlp", "polynomial", "weight_decay", "dropout",
+    "precision", "learning_rate", "remedies", "depth_scaling", "transformer", "phase_diagram", "trainability",
 )  # fmt: skip  # many short words
 
 

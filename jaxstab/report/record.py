@@ -28,15 +28,17 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An experiment as the report shows it."""
+    """An experiment as the report shows it: `figures` are PNGs with an SVG beside each, `chart` is Vega-Lite's."""
 
     name: str
     question: str
+    answer: str
     text: str
     figures: tuple[Path, ...]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     seconds: float
+    chart: Mapping[str, Any] | None = None
 
 
 def write_netcdf(record: Record, path: Path) -> None:

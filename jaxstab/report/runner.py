@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from jaxstab.errors import UsageError
-from jaxstab.report import figures
-from jaxstab.report.claims import Claim, as_table
+from jaxstab.report import figures, picture
+from jaxstab.report.claims import as_table
 from jaxstab.report.page import write_report
 from jaxstab.report.record import Entry, Record, environment, write_netcdf, write_scoreboard
 
@@ -33,21 +33,39 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> Entry:
     started = time.monotonic()
     record: Record = module.run(config)
     write_netcdf(record, out / name / "data.nc")
+    drawn = draw(module, record, out / name)
+    question, _, text = (inspect.getdoc(module) or name).partition("\n")
+    return Entry(
+        name=name,
+        question=question,
+        answer=module.findings(record) if hasattr(module, "findings") else "",
+        text=text.strip(),
+        figures=drawn,
+        claims=tuple(module.claims(record)),
+        notes=record.notes,
+        seconds=time.monotonic() - started,
+        chart=module.chart(record).to_dict() if hasattr(module, "chart") else None,
+    )
+
+
+def draw(module: ModuleType, record: Record, folder: Path) -> tuple[Path, ...]:
+    """Write every figure as PNG, and as SVG for the page, with the figure's label as its title; the PNGs' paths."""
     drawn = []
     with figures.style():
         import matplotlib.pyplot as plt
 
+        plt.rcParams.update(picture.STYLE)
         for title, figure in module.plot(record).items():
-            path = out / name / f"{title}.png"
+            path = folder / f"{title}.png"
             if record.notes:
-                figure.suptitle("\n".join(record.notes), fontsize=8, color=figures.PUBLISHED)
+                figure.suptitle("\n".join(record.notes), fontsize=8, color=figures.PUBLISHED, gid="notes")
             figure.savefig(path)
+            plt.rcParams["svg.hashsalt"] = f"{folder.name}/{title}"  # no two figures of a page share an id
+            told = {"Title": figure.get_label() or title, **picture.SILENT}
+            figure.savefig(path.with_suffix(".svg"), transparent=True, metadata=told)
             plt.close(figure)
             drawn.append(path)
-    claims: tuple[Claim, ...] = tuple(module.claims(record))
-    question, _, text = (inspect.getdoc(module) or name).partition("\n")
-    seconds = time.monotonic() - started
-    return Entry(name, question, text.strip(), tuple(drawn), claims, record.notes, seconds)
+    return tuple(drawn)
 
 
 def run_all(
