@@ -23,5 +23,5 @@ def test_the_tour_runs(tmp_path, monkeypatch):
         cell.source = cell.source.replace("propagate(64,", "propagate(16,").replace("seeds=64", "seeds=8")
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [kind for cell in cells for output in cell.outputs for kind in output.get("data", ())]
-    assert shown.count("image/png") == 8
+    assert shown.count("image/png") == 7
     assert shown.count("text/html") >= 3
