@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from jaxstab.diagnosis.subject import Subject, checked, is_array
 from jaxstab.errors import UsageError
@@ -120,7 +121,7 @@ def gather(
         outputs, one = see(closed, flat, STATISTICS, runner=seeing)
         return flat, rebuild(outputs)[1], one
 
-    for seed in range(seeds):
+    for seed in tqdm.tqdm(range(seeds), subject.name, unit=" seeds", disable=None, leave=False, delay=2):
         params, rest = subject.draw(seed) if subject.is_drawn else (params, rest)
         flat, gradient, one = run(params, rest, keys[seed])
         first = first or [_numbers(x) for x in flat]

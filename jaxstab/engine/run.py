@@ -160,7 +160,9 @@ def _theory(family: Family, own: Configurations) -> dict[str, np.ndarray]:
 def _bar(job: Job, wanted: np.ndarray, progress: bool | None) -> tqdm.tqdm:
     total = len(job.space) * len(wanted)
     disable = None if progress is None else not progress
-    return tqdm.tqdm(total=total, unit=" networks", desc=job.family.name, disable=disable, leave=False)
+    return tqdm.tqdm(
+        total=total, unit=" networks", desc=job.family.name, disable=disable, leave=False, delay=2
+    )
 
 
 def _run_stored(
