@@ -194,7 +194,7 @@ def startup(setting: Setting) -> Iterator[Contest]:
 
 
 def first_answer(setting: Setting) -> Iterator[Contest]:
-    """A whole `jaxstab propagate` with and without kept programs; and the README's first sweep, matrices or in law."""
+    """A whole `jaxstab propagate` with and without kept programs; a first sweep of gains, matrices or in law."""
     with tempfile.TemporaryDirectory() as folder:
 
         def answered(cache: str) -> Callable[[], Any]:
@@ -214,4 +214,4 @@ def first_answer(setting: Setting) -> Iterator[Contest]:
         "explicit matrices": Contestant(partial(run, sampler="dense"), 128 * len(gains)),
         "as nobody asks": Contestant(run, 128 * len(gains), is_ours=True),
     }
-    yield Contest("the README's first sweep", "network", sweeps)
+    yield Contest("a first sweep, 64 gains of tanh and ReLU", "network", sweeps)
