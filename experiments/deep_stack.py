@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
@@ -147,6 +147,33 @@ def plot_spread(data: xr.Dataset) -> Figure:
     panel.set(xlabel="log10 rms at the last layer", ylabel="density", title="Kaiming, ReLU")
     panel.legend()
     return figure
+
+
+def findings(record: Record) -> str:
+    """Which of the eight keep signal and gradient within a factor of ten, and what the others do to them."""
+    data = record.data
+    rises = {
+        way: (one.isel(layer=last) - one.isel(layer=first))
+        for way, one, first, last in (
+            ("signal", data.log10_forward_rms, 0, -1),
+            ("gradient", data.log10_backward_rms, -1, 0),
+        )
+    }
+    totals = {way: jaxstab.quantiles(rise, 0.5) for way, rise in rises.items()}
+    is_kept = (abs(totals["signal"]) < 1) & (abs(totals["gradient"]) < 1)
+    kept = [f"“{name}”" for name in data.configuration.values[is_kept]]
+    others = [
+        f"“{name}” (signal times {words.power(total.signal)}, gradient times {words.power(total.gradient)})"
+        for name in data.configuration.values[~is_kept]
+        for total in [xr.Dataset(totals).sel(configuration=name)]
+    ]
+    bad = data.first_bad_layer_forward.sel(configuration="N(0, 1)")
+    end = "no layer" if not (bad > 0).any() else f"layer {words.interval(bad)}"
+    return (
+        f"Over {int(data.depth)} layers of {int(data.width)} units the median signal and gradient stay within"
+        f" a factor of 10 with {words.listed(kept)}, and do not with {words.listed(others)}. In float32"
+        f" numbers from N(0, 1) weights are not finite from {end} on."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -26,7 +26,7 @@ from scipy import stats
 import jaxstab
 from jaxstab.data.images import ImageData
 from jaxstab.nets import mlp
-from jaxstab.report import figures, substitute
+from jaxstab.report import figures, substitute, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
@@ -167,6 +167,30 @@ def plot(record: Record) -> dict[str, Figure]:
     for panel in (left, middle, right):
         panel.legend(fontsize=7.5)
     return {"dropout": figure}
+
+
+def findings(record: Record) -> str:
+    """What the layer keeps, what the network reaches with and without it, and whether uncertainty tells wrong."""
+    data = record.data
+    p = data.p.values[1:-1]
+    means = [words.number(data.dropped.sel(p=one).mean()) for one in p]
+    reached = [
+        f"{words.bracketed(data.test_accuracy.sel(rates=name).isel(epoch=-1))} {how}"
+        for name, how in (("chapter", "with dropout"), ("none", "without"))
+    ]
+    told = data.separation.dropna("seed")
+    uncertain = (
+        f"With dropout left on in testing a wrong prediction is less certain (larger entropy) than a right one with"
+        f" a chance of {words.bracketed(told)}, where 1/2 would tell nothing; in brackets 95 % of {told.size} seeds."
+        if told.size
+        else "No prediction was wrong, so that its uncertainty tells nothing."
+    )
+    return (
+        f"The layer's output at p = {words.listed(f'{one:g}' for one in p)} has a mean of"
+        f" {words.listed(means)} over all draws, where its input's is {words.number(X.mean())}; after"
+        f" {data.sizes['epoch']} epochs of {words.DATASETS[str(data.dataset.values)]} the test accuracy is"
+        f" {words.listed(reached)}. {uncertain}"
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

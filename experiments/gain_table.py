@@ -8,6 +8,7 @@ deviations, which their text describes, is 1.71, since a ReLU's output has a mea
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxstab
+from jaxstab.report import words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.figures import MEASURED, THEORY
 from jaxstab.report.record import Record
@@ -91,6 +93,30 @@ def plot(record: Record) -> dict[str, Figure]:
     panel.legend(ncols=4, loc="upper left")
     panel.set_ylim(0.7, 1.12 * float(data.exact_std.max()))
     return {"gains": figure}
+
+
+def findings(record: Record) -> str:
+    """The exact gains, how closely samples come to them, and where PyTorch's are others."""
+    data = record.data
+    kept = [
+        f"{words.number(one.exact_forward)} for {words.called(name)}"
+        for name in ("relu", "tanh", "sigmoid", "gelu")
+        for one in [data.sel(activation=name)]
+    ]
+    apart = math.ceil(1000 * float(abs(data.forward / data.exact_forward - 1).max())) / 10
+    off = (data.exact_pytorch / data.exact_forward - 1).to_series().dropna()
+    others = [
+        f"{words.called(name)} {words.number(data.exact_pytorch.sel(activation=name))} ({100 * share:+.0f} %)"
+        for name, share in off.items()
+        if abs(share) > 0.005
+    ]
+    relu = data.sel(activation="relu")
+    return (
+        f"The gain that keeps the mean square of N(0, 1) numbers is {words.listed(kept)}; those of"
+        f" {int(data.samples):,} samples are within {apart:g} % of the exact ones, of which PyTorch's differ"
+        f" for {words.listed(others)}. ReLU's {words.number(relu.exact_forward)} is such a ratio of second"
+        f" moments; of standard deviations it is {words.number(relu.exact_std)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

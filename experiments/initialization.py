@@ -20,7 +20,7 @@ import xarray as xr
 
 import jaxstab
 from jaxstab.nets import initializers
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -147,6 +147,27 @@ def gamma(data: xr.Dataset, mode: str) -> float:
     """A weight's variance under a mode."""
     n_in, n_out = data.attrs["n_in"], data.attrs["n_out"]
     return {"fan_in": 1 / n_in, "fan_avg": 2 / (n_in + n_out), "fan_out": 1 / n_out}[mode]
+
+
+def findings(record: Record) -> str:
+    """What each scheme leaves of a ReLU network's gradient, shallow and deep, and the compromise of Xavier."""
+    data = record.data
+    told = []
+    for depth in data.depth.values:
+        one = data.log10_backward_rms.sel(depth=depth, activation="relu")
+        lost = one.sel(layer=1) - one.sel(layer=depth)
+        each = [f"{name} {words.power(words.middle(lost.sel(configuration=name)))}" for name in INITS]
+        told.append(f"through {depth} layers {words.listed(each)}")
+    variances = [
+        f"{words.median(data[f'{way}_var'].sel(distribution='normal', mode='fan_avg'))} {way}"
+        for way in ("forward", "backward")
+    ]
+    return (
+        f"The gradient at the first layer of a ReLU network of {int(data.width)} units a layer, as a share of"
+        f" that at the last, is {'; '.join(told)} (medians of {data.sizes['seed']} seeds). From"
+        f" {data.attrs['n_in']} to {data.attrs['n_out']} units Xavier's compromise makes of a variance of 1"
+        f" {words.listed(variances)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import jaxstab
-from jaxstab.report import endings, figures
+from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.training import DIVERGED, NONFINITE, OK
@@ -97,6 +97,22 @@ def plot(record: Record) -> dict[str, Figure]:
     patches = [Patch(color=color, label=flag) for flag, color in endings.COLORS.items()]
     figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
     return {"ranges": figure}
+
+
+def findings(record: Record) -> str:
+    """Decades of rates that train, by depth, at chi = 1 and on both sides of it."""
+    data = record.data
+    told: dict[str, None] = {}  # in turn; of a coarse grid two may be the same
+    for factor in (0.5, 1.0, 2.0):
+        near = data.trained_decades.sel(sigma_w=factor * data.attrs["critical"], method="nearest")
+        each = [f"{words.bracketed(near.sel(depth=depth))} with {depth}" for depth in data.depth.values]
+        told[f"{words.listed(each)} at sigma_w = {words.number(near.sigma_w, 2)}"] = None
+    return (
+        f"Of five decades of learning rates so many train tanh networks of {WIDTH} units on scikit-learn's"
+        f" digits in {int(data.epochs)} epoch{'s' * (int(data.epochs) > 1)}, by the number of hidden layers:"
+        f" {'; '.join(told)} (chi = 1 at {words.number(data.attrs['critical'])}; in brackets 95 % of"
+        f" {data.sizes['seed']} seeds)."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
@@ -92,6 +92,25 @@ def plot(record: Record) -> dict[str, Figure]:
     right.set(xlabel="log10 |entry| of the product", ylabel="density", title="the printed draws among all")
     right.legend(loc="upper left", fontsize=7.5)
     return {"products": figure}
+
+
+def findings(record: Record) -> str:
+    """How fast the products grow, how large they get, and where the printed ones stand among them."""
+    rms = record.data.log10_forward_rms
+    growth = 10 ** ((rms.isel(layer=-1) - rms.isel(layer=0)) / (rms.sizes["layer"] - 1))
+    exponent = np.exp(float(finite_width.lyapunov_exponents(SIZE)[0]))
+    last = rms.isel(layer=-1)
+    above = [
+        f"{words.percent((last < np.log10(np.sqrt(np.mean(np.square(entries))))).mean())} ({source})"
+        for source, entries in PRINTED.items()
+    ]
+    return (
+        f"Each {SIZE} x {SIZE} matrix of N(0, 1) numbers makes the entries"
+        f" {words.interval(growth, of='products')} times larger, where theory says {words.number(exponent)};"
+        f" behind {rms.sizes['layer']} of them the entries' rms is"
+        f" {words.interval(last, words.power, of='products')}. The printed products are larger than"
+        f" {words.listed(above)} of these."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -28,7 +28,7 @@ import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import Mlp
-from jaxstab.report import figures, substitute
+from jaxstab.report import figures, substitute, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
@@ -210,6 +210,22 @@ def plot_pictures(data: xr.Dataset) -> Figure:
         "above: the label; below: what most seeds predict (from scratch), and how many", fontsize=8
     )
     return figure
+
+
+def findings(record: Record) -> str:
+    """What both ways reach, and how far they are apart on one draw."""
+    data = record.data
+    reached = [
+        f"{words.bracketed(data.test_accuracy.sel(way=way).isel(epoch=-1))} {label}"
+        for way, label in (("scratch", "from scratch"), ("concise", "in Flax"))
+    ]
+    apart = data.matched_difference.isel(early_epoch=0)
+    return (
+        f"After {data.sizes['epoch']} epochs of {words.DATASETS[str(data.dataset.values)]} the test accuracy"
+        f" is {words.listed(reached)}; in brackets 95 % of {data.sizes['seed']} seeds. From the same weights,"
+        f" over the same batches, the two codes' weights differ by {words.number(apart.max(), 2)} at most"
+        " after an epoch."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -109,6 +109,27 @@ def plot(record: Record) -> dict[str, Figure]:
     panels[0].text(2.3, 0.35, "chaotic", fontsize=10)
     panels[0].text(0.7, 1.0, "ordered", fontsize=10)
     return {"plane": figure}
+
+
+def findings(record: Record) -> str:
+    """How near to theory's line the measured boundary runs, and how large chi is far from it."""
+    data = record.data
+    step = float(data.sigma_w[1] - data.sigma_w[0])
+    row = data.isel(sigma_b=0)
+    ends = {way: words.middle(row.log_chi.isel(sigma_w=i)) for way, i in (("left", 0), ("right", -1))}
+    told = [
+        f"{'grows' if value > 0 else 'shrinks'} {words.number(np.exp(abs(value)))}-fold a layer at sigma_w ="
+        f" {words.number(row.sigma_w[i])}"
+        for i, value in zip((0, -1), ends.values(), strict=True)
+    ]
+    return (
+        "The boundary at which gradients of tanh networks neither vanish nor explode lies within one grid"
+        f" step ({words.number(step, 2)} in sigma_w) of theory's line chi = 1 in"
+        f" {words.percent(rows_within_a_step(data))} of {data.sizes['sigma_b']} values of sigma_b. At sigma_b"
+        f" = {words.number(row.sigma_b)} it runs at sigma_w = {words.number(row.boundary)} (theory"
+        f" {words.number(row.critical)}), and on the way back the gradient's mean square"
+        f" {words.listed(told)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

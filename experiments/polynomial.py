@@ -23,7 +23,7 @@ import optax
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit
@@ -127,6 +127,30 @@ def plot(record: Record) -> dict[str, Figure]:
     panels[0, 0].legend()
     panels[1, 2].legend()
     return {"fits": figure}
+
+
+def findings(record: Record) -> str:
+    """Of each regime, the weights whose sign is not luck, and how much worse it tests than it trains."""
+    told = []
+    for name, (powers, epochs) in REGIMES.items():
+        one = record.data.sel(configuration=name, power=slice(None, powers - 1))
+        low, _, high = figures.quantiles(one.weights)
+        last = one.sel(epoch=epochs)
+        told.append(
+            f"{int((low * high > 0).sum())} of {powers} ({name}, test loss"
+            f" {words.median(last.test_loss / last.train_loss)} times the training loss, which is"
+            f" {words.median(last.train_loss, short)})"
+        )
+    return (
+        "Take for luck a weight whose sign is not the same in the central 95 % of"
+        f" {record.data.sizes['seed']:,} seeds, data and initialization drawn anew for each: not luck are"
+        f" {words.listed(told)}; losses are medians."
+    )
+
+
+def short(x: float) -> str:
+    """A loss, to two digits."""
+    return words.number(x, 2)
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import jaxstab
+from jaxstab.report import words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
@@ -78,6 +80,35 @@ def plot(record: Record) -> dict[str, Figure]:
         )
     panels[0].legend(loc="upper left")
     return {"curves": figure}
+
+
+def each(data: xr.Dataset) -> list[xr.Dataset]:
+    """The activations in turn."""
+    return [data.sel(activation=name) for name in data.activation.values]
+
+
+def findings(record: Record) -> str:
+    """How much of a gradient is left at 6, and what is the identity near 0, from the right and from the left."""
+    data = record.data
+    left = []
+    for one in each(data):
+        ends = (words.number(one.gradient.sel(x=-6, method="nearest"), 2), words.number(one.gradient_at_6, 2))
+        left.append(f"{' and '.join(dict.fromkeys(ends))} for {words.called(one.activation.item())}")
+    same = {
+        side: [
+            words.called(one.activation.item())
+            for one in each(data)
+            if abs(one.value - one.x).sel(x=sign * 0.1, method="nearest") < 0.01
+        ]
+        for side, sign in (("left", -1), ("right", 1))
+    }
+    both = [name for name in same["right"] if name in same["left"]]
+    half = [f"{name} for x > 0 alone" for name in same["right"] if name not in both]
+    slope = data.gradient.sel(activation="sigmoid").max()
+    return (
+        f"At x = -6 and 6 the gradient is {words.listed(left)}; the sigmoid's is at most"
+        f" {words.number(slope)} anywhere. Near 0 {words.listed(both + half)} pass x on as it is."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

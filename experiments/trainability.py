@@ -23,7 +23,7 @@ import xarray as xr
 
 import jaxstab
 from jaxstab import theory
-from jaxstab.report import endings, figures
+from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.training import DIVERGED, NONFINITE
@@ -130,6 +130,26 @@ def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
     for number, i in enumerate(ends):
         label = f"depth = {REACH} / |ln $\\chi$|" if number == 0 else None
         panel.axvline(float(one.sigma_w[i]), color="white", linewidth=0.9, linestyle=":", label=label)
+
+
+def findings(record: Record) -> str:
+    """Where each activation trains best, beside chi = 1, and from which rate on it fails there."""
+    data, told = record.data, []
+    for name in data.activation.values:
+        one = data.sel(activation=name)
+        best = one.train_accuracy.max("learning_rate")
+        peak = jaxstab.quantiles(best, 0.5).idxmax("sigma_w")
+        near = one.sel(sigma_w=float(one.critical_sigma_w), method="nearest")
+        told.append(
+            f"{words.called(name)} networks learn best at sigma_w = {words.number(peak, 2)} (chi = 1 at"
+            f" {words.number(one.critical_sigma_w)}; median training accuracy {words.median(best.sel(sigma_w=peak))})"
+            f" and fail near chi = 1 from a learning rate of {words.median(near.boundary)} on"
+        )
+    return (
+        f"Over {data.sizes['learning_rate']} learning rates, {int(data.epochs)}"
+        f" epoch{'s' * (int(data.epochs) > 1)} of scikit-learn's digits and {int(data.hidden)} hidden layers,"
+        f" {'; '.join(told)} (medians of {data.sizes['seed']} seeds)."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

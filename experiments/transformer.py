@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -172,6 +172,27 @@ def _plot_tokens(data: xr.Dataset) -> Figure:
         "Attention averages: alone it makes tokens one, a skip slows it, large logits end it", fontsize=9.5
     )
     return figure
+
+
+def findings(record: Record) -> str:
+    """The first sublayer's gradient over the last's behind either norm; how alike tokens become in each stack."""
+    data = record.data
+    told = [
+        f"{words.power(words.middle(one.isel(sublayer=0) - one.isel(sublayer=-1)))} for {NORMS[kind]} with"
+        f" {words.called(phi)}"
+        for kind, phi in itertools.product(NORMS, ACTIVATIONS)
+        for one in [data.gradient.sel(kind=kind, activation=phi)]
+    ]
+    alike = []
+    for stack in STACKS:
+        one = data.cosine.sel(stack=stack).dropna("layer", how="all")
+        alike.append(f"{words.median(one.isel(layer=-1))} behind {one.sizes['layer']} layers ({stack})")
+    return (
+        f"At initialization the gradient's mean square at the first of {data.sizes['sublayer']} feed-forward"
+        f" sublayers is, over that at the last, {words.listed(told)}. Attention averages tokens that begin"
+        f" independent: the cosine of two becomes {words.listed(alike)}; medians of {data.sizes['seed']}"
+        " networks."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

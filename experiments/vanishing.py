@@ -22,7 +22,7 @@ import optax
 import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
@@ -153,6 +153,31 @@ def plot(record: Record) -> dict[str, Figure]:
     right.set(ylabel="test accuracy", title="digits, after training", ylim=(0, 1.02))
     right.legend(loc="lower right")
     return {"vanishing": figure}
+
+
+def findings(record: Record) -> str:
+    """What a sigmoid layer leaves; how far the first matrix moved; accuracies of shallow and deep."""
+    data = record.data
+    depth = int(data.layer[-1])
+    shallow, deep = (int(data.layers[i]) for i in (0, -1))
+    factor = data.factor.sel(activation="sigmoid", layer=depth // 2)
+    moved = [
+        f"{words.median(one.isel(matrix=0))} ({words.called(name)})"
+        for name in ACTIVATIONS
+        for one in [data.moved.sel(activation=name, layers=deep)]
+    ]
+    reached = [
+        f"{words.median(one.sel(layers=deep))} against {words.median(one.sel(layers=shallow))} ({words.called(name)})"
+        for name in ACTIVATIONS
+        for one in [data.test_accuracy.sel(activation=name)]
+    ]
+    return (
+        f"In a stack of {depth} sigmoid layers with weights of variance 1/n each leaves"
+        f" {words.interval(factor)} of the gradient. After {int(data.epochs)} epochs of scikit-learn's"
+        f" digits, at the best of {len(RATES)} learning rates, the first of {deep} matrices ({UNITS} units)"
+        f" has moved by {words.listed(moved)} of its size, and the test accuracy is, against that of"
+        f" {shallow} matrices, {words.listed(reached)}; medians."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:
