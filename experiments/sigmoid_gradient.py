@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import words
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
@@ -65,20 +65,25 @@ def plot(record: Record) -> dict[str, Figure]:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(ACTIVATIONS), figsize=(10.5, 2.9), sharey=True)
-    for panel, name in zip(panels, ACTIVATIONS, strict=True):
-        one = record.data.sel(activation=name)
+    for panel, one in zip(panels, each(record.data), strict=True):
         panel.plot(one.x, one.value, label="activation")
         panel.plot(one.x, one.gradient, label="gradient")
-        panel.plot(one.x, one.x, color="0.6", linewidth=0.8, linestyle=":", label="identity")
-        panel.set(title=name, xlabel="x", ylim=(-2.2, 2.2))
+        figures.theory(panel, one.x, one.x, linestyle=":", label="identity")
+        panel.set(title=words.called(one.activation.item()), xlabel="x", ylim=(-2.2, 2.2))
         panel.annotate(
-            f"at 6: {float(one.gradient_at_6):.2g}",
+            f"gradient at 6:\n{words.number(one.gradient_at_6, 2)}",
             (6, float(one.gradient_at_6)),
-            (2.2, -1.6),
+            (1.5, -1.8),
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
+            arrowprops={"arrowstyle": "-", "color": figures.THEORY, "linewidth": 0.7},
         )
     panels[0].legend(loc="upper left")
+    figures.describe(
+        figure,
+        "Four panels over x from -8 to 8, each with an activation, its gradient and the identity as a dotted line. The"
+        " gradients of sigmoid, tanh and 4 sigmoid - 2 are bells around 0 that fall to nearly 0 on both sides; that of"
+        " ReLU is a step from 0 to 1.",
+    )
     return {"curves": figure}
 
 

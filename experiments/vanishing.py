@@ -126,32 +126,52 @@ def plot(record: Record) -> dict[str, Figure]:
     data = record.data
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.5))
     for activation in ACTIVATIONS:
-        figures.band(left, data.log10_backward_rms.sel(activation=activation), label=activation)
+        name = words.called(activation)
+        figures.band(left, data.log10_backward_rms.sel(activation=activation), label=name)
         deep = data.moved.sel(activation=activation).isel(layers=-1)
-        figures.band(middle, deep, x="matrix", label=activation)
+        figures.band(middle, deep, x="matrix", label=name)
     layers = data.layer.values
     figures.theory(left, layers, np.log10(0.25) * (layers[-1] - layers), label="1/4 a layer")
     left.set(
-        xlabel="layer", ylabel="log10 rms of the gradient", title="weights of variance 1/n, at the start"
+        xlabel="layer", ylabel="log10 of the gradient's rms", title="At the start, weights of variance 1/n"
     )
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     deepest = int(data.layers[-1])
     middle.set(
         xlabel="matrix",
-        ylabel="moved, relative to its start",
+        ylabel="distance moved / size at the start",
         yscale="log",
-        title=f"{deepest} layers, trained",
+        title=f"{deepest} matrices, after training",
     )
+    middle.xaxis.get_major_locator().set_params(integer=True)
+    figures.label_lines(middle)
     places = np.arange(len(ACTIVATIONS))
     for i, count in enumerate(data.layers.values):
         accuracy = data.test_accuracy.sel(layers=count).transpose("activation", "seed")
         low, median, high = figures.quantiles(accuracy)
         right.errorbar(
-            places + 0.16 * (i - 0.5), median, [median - low, high - median], fmt="o", label=f"{count} layers"
+            places + 0.16 * (i - 0.5),
+            median,
+            [median - low, high - median],
+            fmt="o",
+            label=f"{count} matrices",
         )
-    right.set_xticks(places, list(ACTIVATIONS))
-    right.set(ylabel="test accuracy", title="digits, after training", ylim=(0, 1.02))
+    right.set_xticks(places, [words.called(name) for name in ACTIVATIONS])
+    right.set(ylabel="test accuracy", title="Digits, after training", ylim=(0, 1.02))
     right.legend(loc="lower right")
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    lost = [
+        f"{words.called(n)} {words.median(one.isel(layer=0), words.power)}"
+        for n in ACTIVATIONS
+        for one in [data.log10_backward_rms.sel(activation=n)]
+    ]
+    figures.describe(
+        figure,
+        f"Left: the gradient's rms by layer of {layers[-1]}; at the first it is {words.listed(lost)}. Middle: how far each"
+        f" of {deepest} matrices moved in training; under the sigmoid far less towards the input. Right: test accuracies of"
+        f" {words.listed(data.layers.values)} matrices for each activation.",
+    )
     return {"vanishing": figure}
 
 

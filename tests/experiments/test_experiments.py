@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from samples import assert_law
+from telling import assert_tells, run_small
 
 from experiments import (
     backprop,
@@ -30,7 +31,7 @@ from experiments import (
 )
 from experiments.__main__ import NAMES
 from jaxstab import theory as theories
-from jaxstab.report.runner import SCALES, configure, run_experiment
+from jaxstab.report.runner import SCALES
 from jaxstab.theory import finite_width
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +57,10 @@ MODULES = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    return out, {name: run_experiment(m, configure(m, "smoke"), out) for name, m in MODULES.items()}
+    entries, told = {}, {}
+    for name, module in MODULES.items():
+        entries[name], *told[name] = run_small(module, out)
+    return out, entries, told
 
 
 def data_of(results, name: str) -> xr.Dataset:
@@ -71,6 +75,11 @@ def test_an_experiment_leaves_figures_data_and_claims(results, name):
     assert all(path.stat().st_size > 5_000 for path in entry.figures)
     assert data_of(results, name).sizes
     assert set(MODULES[name].SCALES) == set(SCALES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_experiment_tells_what_it_found(results, name):
+    assert_tells(*results[2][name])
 
 
 def test_the_sigmoid_gradient_is_a_quarter_at_most(results):
