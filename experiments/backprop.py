@@ -185,8 +185,9 @@ def plot(record: Record) -> dict[str, Figure]:
     slopes = [words.listed(words.number(s, 2) for s in data.sigmoid_slope.sel(sigmoid=i)) for i in (1, 2)]
     figures.describe(
         figure,
-        "Left: the sizes of six gradients, by hand as circles and by jax.grad as crosses, which lie in one another. Right:"
-        f" the slopes of the sigmoids, {slopes[0]} in layer 1 and {slopes[1]} in layer 2, under a line at 1/4.",
+        "Left: the sizes of six gradients, by hand as circles and by jax.grad as crosses, which lie in one"
+        f" another. Right: the slopes of the sigmoids, {slopes[0]} in layer 1 and {slopes[1]} in layer 2,"
+        " under a line at 1/4.",
     )
     return {"gradients": figure, **{f"graph_of_{name}": plot_graph(data, name) for name in ("e", "network")}}
 
@@ -223,7 +224,8 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     told = [f"{line[0][0]} {' '.join(text for text, _ in line[1:])}".strip() for line in lines]
     figures.describe(
         figure,
-        f"A graph of the computation from top to bottom, value (=) and gradient (∂) at each node: {'; '.join(told)}.",
+        "A graph of the computation from top to bottom, value (=) and gradient (∂) at each node:"
+        f" {'; '.join(told)}.",
     )
     return figure
 

@@ -130,14 +130,14 @@ def plot(record: Record) -> dict[str, Figure]:
             "dashes: infinite width, dots: 95 % at this width, where the law is known",
         )
         moved = [
-            f"{label} {words.power(float(ends[-1] - ends[0]) * (1 if title == 'forward' else -1))}"
+            f"“{label}” {words.power(float(ends[-1] - ends[0]) * (1 if title == 'forward' else -1))}"
             for label in CONFIGURATIONS
             for ends in [jaxstab.quantiles(data[name].sel(configuration=label), 0.5).values]
         ]
         figures.describe(
             pictures[title],
-            f"Eight panels, one for each initialization: log10 of the {what} over {int(data.depth)} layers, with theory as"
-            f" dashes. In the direction of travel it is multiplied by {'; '.join(moved)}.",
+            f"Eight panels, one for each initialization: log10 of the {what} over {int(data.depth)} layers,"
+            f" with theory as dashes. In the direction of travel it is multiplied by {'; '.join(moved)}.",
         )
     pictures["spread"] = plot_spread(data)
     return pictures
@@ -165,8 +165,9 @@ def plot_spread(data: xr.Dataset) -> Figure:
     low, middle, high = (float(q) for q in figures.quantiles(last, dim="single_seed"))
     figures.describe(
         figure,
-        f"Density of log10 of the last layer's rms over {last.size} Kaiming networks: a bell with median {middle:.2f} and"
-        f" 95 % between {low:.2f} and {high:.2f}, under the curve of Hanin and Nica's log-normal law.",
+        f"Density of log10 of the last layer's rms over {last.size} Kaiming networks: a bell with median"
+        f" {middle:.2f} and 95 % between {low:.2f} and {high:.2f}, under the curve of Hanin and Nica's"
+        " log-normal law.",
     )
     return figure
 

@@ -145,27 +145,46 @@ def plot(record: Record) -> dict[str, Figure]:
     center = mean.mean("layer_seed")
     spread = (center - low, high - center)
     left.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
-    left.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="printed draw")
+    left.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="published draw")
     figures.theory(left, [0, 1], [X.mean()] * 2, label="mean of X")
-    left.set(xlabel="dropout rate p", title="mean of the layer's output", ylim=(-1, 22))
+    left.set(xlabel="dropout rate p", ylabel="mean of the layer's output", ylim=(-1, 22))
+    left.set_title("On average the layer keeps the mean below p = 1")
+    spelled = {"none": "without", "chapter": "with dropout"}
     for name, color in zip(RATES, ("C0", "C1"), strict=True):
         one = data.sel(rates=name)
         figures.band(
-            middle, one.train_loss, x="epoch", color=color, linestyle=":", label=f"train, dropout: {name}"
+            middle, one.train_loss, x="epoch", color=color, linestyle=":", label=f"training, {spelled[name]}"
         )
-        figures.band(middle, one.test_loss, x="epoch", color=color, label=f"test, dropout: {name}")
-    middle.set(xlabel="epoch", yscale="log", title="loss")
+        figures.band(middle, one.test_loss, x="epoch", color=color, label=f"test, {spelled[name]}")
+    middle.set(xlabel="epoch", yscale="log", ylabel="loss [nat]")
+    ends = {name: words.median(data.test_loss.sel(rates=name).isel(epoch=-1)) for name in RATES}
+    middle.set_title(f"Test loss: {ends['chapter']} with, {ends['none']} without")
     one = data.sel(rates="chapter")
     for wrong, label in ((0, "right"), (1, "wrong")):
         sample = one.entropy.values[one.is_wrong.values == wrong]
         figures.histogram(right, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
     right.set(
         xlabel="entropy of the prediction [nat]",
+        ylabel="density",
         yscale="log",
-        title=f"Monte Carlo dropout, {one.seed.size} seeds",
+        title="Predictions that are right or wrong",
     )
     for panel in (left, middle, right):
         panel.legend(fontsize=7.5)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    entropies = [
+        words.number(one.entropy.where(one.is_wrong == wrong).mean())
+        if (one.is_wrong == wrong).any()
+        else "none"
+        for wrong in (0, 1)
+    ]
+    figures.describe(
+        figure,
+        f"Left: the mean of the layer's output at each rate, {words.number(X.mean())} but for p = 1, with"
+        f" the published draw. Middle: losses over {data.sizes['epoch']} epochs; the test loss ends at"
+        f" {ends['chapter']} with dropout and at {ends['none']} without. Right: densities of the entropy,"
+        f" mean {entropies[0]} nat for right and {entropies[1]} for wrong predictions.",
+    )
     return {"dropout": figure}
 
 
@@ -180,16 +199,18 @@ def findings(record: Record) -> str:
     ]
     told = data.separation.dropna("seed")
     uncertain = (
-        f"With dropout left on in testing a wrong prediction is less certain (larger entropy) than a right one with"
-        f" a chance of {words.bracketed(told)}, where 1/2 would tell nothing; in brackets 95 % of {told.size} seeds."
+        "With dropout left on in testing a wrong prediction is less certain (larger entropy) than a right"
+        f" one with a chance of {words.bracketed(told)}, where 1/2 would tell nothing; in brackets 95 % of"
+        f" {told.size} seeds."
         if told.size
         else "No prediction was wrong, so that its uncertainty tells nothing."
     )
     return (
         f"The layer's output at p = {words.listed(f'{one:g}' for one in p)} has a mean of"
-        f" {words.listed(means)} over all draws, where its input's is {words.number(X.mean())}; after"
-        f" {data.sizes['epoch']} epochs of {words.DATASETS[str(data.dataset.values)]} the test accuracy is"
-        f" {words.listed(reached)}. {uncertain}"
+        f" {words.listed(means)} over {data.sizes['layer_seed']:,} draws, where its input's is"
+        f" {words.number(X.mean())}; after {data.sizes['epoch']} epochs of"
+        f" {words.DATASETS[str(data.dataset.values)]} the test accuracy is {words.listed(reached)}."
+        f" {uncertain}"
     )
 
 

@@ -107,8 +107,9 @@ def plot(record: Record) -> dict[str, Figure]:
     told = [f"{words.called(n)} {words.number(x)}" for n, x in data.exact_forward.to_series().items()]
     figures.describe(
         figure,
-        "For each activation the gains that keep the mean square, the standard deviation and the gradient of normal"
-        f" numbers, and PyTorch's where it has one. Those that keep the mean square are {words.listed(told)}.",
+        "For each activation the gains that keep the mean square, the standard deviation and the gradient"
+        " of normal numbers, and PyTorch's where it has one. Those that keep the mean square are"
+        f" {words.listed(told)}.",
     )
     return {"gains": figure}
 

@@ -122,8 +122,8 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dashes: theory")
     figures.describe(
         figure,
-        f"Four panels: log10 of the rms of signal and gradient over {int(deep.depth)} layers, for ReLU and tanh, a line for"
-        " each initialization. "
+        f"Four panels: log10 of the rms of signal and gradient over {int(deep.depth)} layers, for ReLU and"
+        " tanh, a line for each initialization. "
         + "; ".join(
             f"{label}'s signal under ReLU becomes {words.median(one.isel(layer=-1), words.power)}"
             for label in INITS
@@ -161,8 +161,8 @@ def plot_unequal(data: xr.Dataset) -> Figure:
     figures.note(figure, f"points: median and 95 % of {data.sizes['seed']} seeds")
     figures.describe(
         figure,
-        "Two points, variance forward and backward, for each of three variances of the weights: 1/n_in keeps the forward"
-        " one at 1, 1/n_out the backward one, and 2/(n_in + n_out) neither.",
+        "Two points, variance forward and backward, for each of three variances of the weights: 1/n_in"
+        " keeps the forward one at 1, 1/n_out the backward one, and 2/(n_in + n_out) neither.",
     )
     return figure
 

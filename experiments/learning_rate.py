@@ -24,7 +24,7 @@ import jaxstab
 from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
-from jaxstab.trials.training import DIVERGED, NONFINITE, OK
+from jaxstab.trials.training import DIVERGED, FLAGS, NONFINITE, OK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,18 +84,32 @@ def plot(record: Record) -> dict[str, Figure]:
         one = data.sel(depth=depth)
         endings.draw_map(panel, one.status, "sigma_w", "learning_rate")
         figures.theory(panel, [data.attrs["critical"]] * 2, [1e-3, 1e2])
-        panel.set(xlabel="$\\sigma_w$", title=f"{depth} hidden layers")
+        panel.set(xlabel="$\\sigma_w$", title=f"{depth} hidden layer{'s' * (depth != '1')}: how runs end")
         panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
         panel.minorticks_off()
-        figures.band(panels[-1], one.trained_decades, x="sigma_w", label=f"depth {depth}")
+        figures.band(panels[-1], one.trained_decades, x="sigma_w", label=f"{depth} hidden")
     panels[0].set_ylabel("learning rate")
     panels[-1].axvline(data.attrs["critical"], color=figures.THEORY, linestyle=(0, (4, 2)), linewidth=1.1)
-    panels[-1].set(xscale="log", xlabel="$\\sigma_w$", title="decades of rates that train", ylim=(0, None))
+    panels[-1].set(xscale="log", xlabel="$\\sigma_w$", ylabel="decades", ylim=(0, None))
+    panels[-1].set_title("Decades of rates that train")
     panels[-1].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     panels[-1].minorticks_off()
     panels[-1].legend()
-    patches = [Patch(color=color, label=flag) for flag, color in endings.COLORS.items()]
+    shown = {FLAGS[int(status)] for status in np.unique(data.status)}
+    patches = [Patch(facecolor=color, label=flag) for flag, color in endings.COLORS.items() if flag in shown]
     figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dashes: $\\chi$ = 1")
+    widest = [
+        f"{words.number(middle.max())} decades at sigma_w = {words.number(middle.idxmax(), 2)} with {depth}"
+        for depth in depths
+        for middle in [jaxstab.quantiles(data.trained_decades.sel(depth=depth), 0.5)]
+    ]
+    figures.describe(
+        figure,
+        "Maps of learning rate against sigma_w, coloured by how runs end: trained, untrained, diverged or"
+        f" not finite; a panel for {words.listed(depths)} hidden layers. The rates that train span at most"
+        f" {words.listed(widest)}.",
+    )
     return {"ranges": figure}
 
 

@@ -98,10 +98,10 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.note(figure, figures.of_seeds(data.sizes["seed"], "products"))
     figures.describe(
         figure,
-        f"Left: log10 of the rms of the entries over the number of matrices, a straight line up to {float(last.median()):.1f}"
-        f" behind {STEPS}, as the Lyapunov exponent predicts. Right: the density of log10 of one entry, a bell that follows"
-        " theory's curve, with the two printed draws as vertical lines, larger"
-        f" than {words.listed(larger)} of all.",
+        "Left: log10 of the rms of the entries over the number of matrices, a straight line up to"
+        f" {float(last.median()):.1f} behind {STEPS}, as the Lyapunov exponent predicts. Right: the density"
+        " of log10 of one entry, a bell that follows theory's curve, with the two printed draws as vertical"
+        f" lines, larger than {words.listed(larger)} of all.",
     )
     return {"products": figure}
 

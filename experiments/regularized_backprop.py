@@ -143,8 +143,9 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.describe(
         figure,
         f"Left: histograms of relative differences, at most {words.number(worst[0], 2)} in float32 and"
-        f" {words.number(worst[1], 2)} in float64, many exactly 0. Right: the penalty's share of the gradient over lambda,"
-        f" rising from {shares[0]} at {LAMBDAS[1]:g} to {shares[1]} at {LAMBDAS[-1]:g}.",
+        f" {words.number(worst[1], 2)} in float64, many exactly 0. Right: the penalty's share of the"
+        f" gradient over lambda, rising from {shares[0]} at {LAMBDAS[1]:g} to {shares[1]} at"
+        f" {LAMBDAS[-1]:g}.",
     )
     return {"gradients": figure}
 

@@ -80,9 +80,9 @@ def plot(record: Record) -> dict[str, Figure]:
     panels[0].legend(loc="upper left")
     figures.describe(
         figure,
-        "Four panels over x from -8 to 8, each with an activation, its gradient and the identity as a dotted line. The"
-        " gradients of sigmoid, tanh and 4 sigmoid - 2 are bells around 0 that fall to nearly 0 on both sides; that of"
-        " ReLU is a step from 0 to 1.",
+        "Four panels over x from -8 to 8, each with an activation, its gradient and the identity as a"
+        " dotted line. The gradients of sigmoid, tanh and 4 sigmoid - 2 are bells around 0 that fall to"
+        " nearly 0 on both sides; that of ReLU is a step from 0 to 1.",
     )
     return {"curves": figure}
 

@@ -177,9 +177,9 @@ def plot(record: Record) -> dict[str, Figure]:
     ends = [f"{name} {words.median(last.sel(configuration=name), short)}" for name in RUNS]
     figures.describe(
         figure,
-        f"The largest distance of two hidden units over {int(record.data.step[-1]):,} training steps, on a logarithmic"
-        f" axis, solid in float32 and dashed in float64; at the end, of {int(record.data.units[-1])} units in float32,"
-        f" {words.listed(ends)}.",
+        f"The largest distance of two hidden units over {int(record.data.step[-1]):,} training steps, on a"
+        " logarithmic axis, solid in float32 and dashed in float64; at the end, of"
+        f" {int(record.data.units[-1])} units in float32, {words.listed(ends)}.",
     )
     return {"distances": figure}
 
@@ -189,7 +189,8 @@ def findings(record: Record) -> str:
     data = record.data.sel(configuration=list(RUNS)[:3])
     distinct = jaxstab.quantiles(data.distinct.isel(epoch=-1), 0.5)
     parted = [
-        f"{name} {words.listed(f'{counts(distinct.sel(configuration=name, units=n))} of {n}' for n in data.units.values)}"
+        f"{name}"
+        f" {words.listed(f'{counts(distinct.sel(configuration=name, units=n))} of {n}' for n in data.units.values)}"
         for name in data.configuration.values
     ]
     first = data.distance.isel(epoch=0, units=0)

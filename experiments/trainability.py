@@ -97,7 +97,9 @@ def plot(record: Record) -> dict[str, Figure]:
         accuracy = (
             jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
         )
-        image = left.pcolormesh(one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest")
+        image = left.pcolormesh(
+            one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest", rasterized=True
+        )
         figure.colorbar(image, ax=left, label="training accuracy in the epoch")
         draw_boundaries(left, one)
         figures.theory(left, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
@@ -106,7 +108,7 @@ def plot(record: Record) -> dict[str, Figure]:
             yscale="log",
             xlabel="$\\sigma_w$",
             ylabel="learning rate",
-            title=f"{name}, {one.hidden.values} layers",
+            title=f"{words.called(name)}, {one.hidden.values} hidden layers",
         )
         left.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
         left.minorticks_off()
@@ -114,8 +116,23 @@ def plot(record: Record) -> dict[str, Figure]:
         left.legend(loc="upper right", labelcolor="white", fontsize=7.5)
         near = one.sel(sigma_w=critical, method="nearest")
         endings.draw_shares(right, near.status, "learning_rate")
-        right.set(xlabel="learning rate", title=f"ends at $\\sigma_w$ = {float(near.sigma_w):.2f}")
-    panels[0, 1].legend(loc="lower left", fontsize=7.5, frameon=True)
+        right.set(xlabel="learning rate", ylabel="share of seeds")
+        right.set_title(f"How runs end at $\\sigma_w$ = {float(near.sigma_w):.2f}")
+    figure.legend(
+        *panels[0, 1].get_legend_handles_labels(), loc="outside lower left", ncols=len(endings.COLORS)
+    )
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    peaks = [
+        f"{words.number(best.max())} at sigma_w = {words.number(best.idxmax(), 2)} for {words.called(name)}"
+        for name in data.activation.values
+        for best in [jaxstab.quantiles(data.train_accuracy.sel(activation=name).max("learning_rate"), 0.5)]
+    ]
+    figures.describe(
+        figure,
+        "Left: maps of training accuracy over sigma_w and learning rate, with the line chi = 1 and the"
+        f" smallest rate that fails; the best is {words.listed(peaks)}. Right: shares of runs that end"
+        " trained, diverged, not finite or untrained, against the rate, near chi = 1.",
+    )
     return {"trainability": figure}
 
 
@@ -142,8 +159,9 @@ def findings(record: Record) -> str:
         near = one.sel(sigma_w=float(one.critical_sigma_w), method="nearest")
         told.append(
             f"{words.called(name)} networks learn best at sigma_w = {words.number(peak, 2)} (chi = 1 at"
-            f" {words.number(one.critical_sigma_w)}; median training accuracy {words.median(best.sel(sigma_w=peak))})"
-            f" and fail near chi = 1 from a learning rate of {words.median(near.boundary)} on"
+            f" {words.number(one.critical_sigma_w)}; median training accuracy"
+            f" {words.median(best.sel(sigma_w=peak))}) and fail near chi = 1 from a learning rate of"
+            f" {words.median(near.boundary)} on"
         )
     return (
         f"Over {data.sizes['learning_rate']} learning rates, {int(data.epochs)}"

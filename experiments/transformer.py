@@ -141,10 +141,20 @@ def _plot_norms(data: xr.Dataset) -> Figure:
             label = f"{NORMS[kind]}, {SPELLED[phi]}"
             figures.band(panel, 10 ** one[name], x="sublayer", color=f"C{i}", label=label)
             figures.theory(panel, one.sublayer, 10 ** one[f"{name}_theory"])
-        panel.set(title=f"mean square of the {name}", xlabel="sublayer l", yscale="log")
+        panel.set(xlabel="sublayer l", ylabel=f"mean square of the {name}", yscale="log")
+    signal, gradient = (
+        words.power(words.middle(data[name].sel(kind="pre_ln", activation="relu").isel(sublayer=-1)))
+        for name in ("signal", "gradient")
+    )
+    panels[0].set_title(f"Signal: behind pre-LN ReLU it becomes {signal}")
+    panels[1].set_title(f"Gradient: pre-LN ReLU's last sublayer gets {gradient}")
     panels[0].legend()
-    figure.suptitle(
-        "Pre-LN: gradients shrink as the signal grows; post-LN: GELU's grow towards the input", fontsize=9.5
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "networks"), "dashes: theory")
+    figures.describe(
+        figure,
+        f"Mean squares over {data.sizes['sublayer']} sublayers on logarithmic axes, pre-LN and post-LN, ReLU"
+        f" and GELU. The signal of pre-LN with ReLU grows to {signal}, that of post-LN stays; the gradient"
+        f" of pre-LN falls from the first sublayer to {gradient} at the last.",
     )
     return figure
 
@@ -158,18 +168,30 @@ def _plot_tokens(data: xr.Dataset) -> Figure:
         known = one.isel(layer=slice(0, int(one.cosine.notnull().all("seed").sum())))
         figures.band(cosines, known.cosine, color=f"C{i}", label=stack)
         figures.theory(cosines, known.layer, known.cosine_theory)
-    cosines.set(title="cosine of two tokens behind attention", xlabel="layer")
+    cosines.set(title="Attention makes tokens alike", xlabel="layer", ylabel="cosine of two tokens")
     cosines.legend(loc="center right")
     for i, context in enumerate(data.context.values):
         one = data.sel(context=context)
         figures.band(entropies, one.entropy, x="sigma", color=f"C{i}", label=f"{context} keys")
         figures.theory(entropies, one.sigma, one.entropy_theory)
     entropies.set(
-        title="entropy of a query's shares [nat]", xlabel="standard deviation of the logits", ylim=(0, None)
+        title="Large logits choose among tokens, small ones average",
+        xlabel="standard deviation of the logits",
+        ylabel="entropy of a query's shares [nat]",
+        ylim=(0, None),
     )
     entropies.legend()
-    figure.suptitle(
-        "Attention averages: alone it makes tokens one, a skip slows it, large logits end it", fontsize=9.5
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "networks"), "dashes: theory")
+    last = data.isel(context=-1).entropy
+    alike = [
+        f"“{stack}” {words.median(data.cosine.sel(stack=stack).dropna('layer', how='all').isel(layer=-1))}"
+        for stack in STACKS
+    ]
+    figures.describe(
+        figure,
+        f"Left: the cosine of two tokens over layers of attention, in the end {'; '.join(alike)}. Right: the"
+        f" entropy of the shares of {int(last.context)} keys against the logits' standard deviation, falling"
+        f" from {words.median(last.isel(sigma=0))} to {words.median(last.isel(sigma=-1))} nat.",
     )
     return figure
 

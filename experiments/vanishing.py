@@ -168,9 +168,10 @@ def plot(record: Record) -> dict[str, Figure]:
     ]
     figures.describe(
         figure,
-        f"Left: the gradient's rms by layer of {layers[-1]}; at the first it is {words.listed(lost)}. Middle: how far each"
-        f" of {deepest} matrices moved in training; under the sigmoid far less towards the input. Right: test accuracies of"
-        f" {words.listed(data.layers.values)} matrices for each activation.",
+        f"Left: the gradient's rms by layer of {layers[-1]}; at the first it is {words.listed(lost)}."
+        f" Middle: how far each of {deepest} matrices moved in training; under the sigmoid far less towards"
+        f" the input. Right: test accuracies of {words.listed(data.layers.values)} matrices for each"
+        " activation.",
     )
     return {"vanishing": figure}
 
@@ -187,7 +188,8 @@ def findings(record: Record) -> str:
         for one in [data.moved.sel(activation=name, layers=deep)]
     ]
     reached = [
-        f"{words.median(one.sel(layers=deep))} against {words.median(one.sel(layers=shallow))} ({words.called(name)})"
+        f"{words.median(one.sel(layers=deep))} against {words.median(one.sel(layers=shallow))}"
+        f" ({words.called(name)})"
         for name in ACTIVATIONS
         for one in [data.test_accuracy.sel(activation=name)]
     ]

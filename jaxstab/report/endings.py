@@ -31,7 +31,7 @@ def draw_map(axes: Axes, status: xr.DataArray, x: str, y: str) -> None:
 
     colors = np.array([to_rgb(color) for color in COLORS.values()])
     mixed = np.stack([share.transpose(y, x).values for share in shares(status).values()], axis=-1) @ colors
-    axes.pcolormesh(status[x], status[y], mixed, shading="nearest")
+    axes.pcolormesh(status[x], status[y], mixed, shading="nearest", rasterized=True)
     axes.set(xscale="log", yscale="log")
     axes.grid(False)
 

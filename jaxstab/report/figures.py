@@ -94,27 +94,37 @@ def of_seeds(count: int, what: str = "seeds") -> str:
 
 
 def label_lines(axes: Any, fontsize: float = 8) -> None:
-    """Each labelled line's name at its end in its colour, in place of a legend; for limits that are set already.
+    """Each labelled line's name where it ends or leaves the panel, in its colour, in place of a legend.
 
-    Names keep a line's height apart; where a line ends inside the panel its name stands there.
+    Names keep a line's height apart. For limits that are set already.
     """
-    (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
-    placed = []
-    for line in axes.get_lines():
-        x, y = (np.asarray(values, float) for values in line.get_data())
-        seen = np.isfinite(x) & np.isfinite(y) & (x >= left) & (x <= right) & (y >= low) & (y <= high)
-        if not line.get_label().startswith("_") and seen.any():
-            end = np.array([x[seen][-1], y[seen][-1]])
-            placed.append([*axes.transAxes.inverted().transform(axes.transData.transform(end)), line])
-    height = 1.25 * fontsize / 72 / (axes.get_position().height * axes.figure.get_figheight())
+    named = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    placed = [[*place, line] for line in named if (place := _end_of(axes, line)) is not None]
     placed.sort(key=lambda one: one[1])
-    if placed:
-        placed[0][1] = max(placed[0][1], height / 2)
-    for (_, below, _), above in zip(placed, placed[1:], strict=False):
-        above[1] = max(above[1], below + height)
+    height = 1.25 * fontsize / 72 / (axes.get_position().height * axes.figure.get_figheight())
+    lowest = height / 2
     for x, y, line in placed:
+        y = max(y, lowest)
+        lowest = y + height
         place = {"xy": (x, y), "xytext": (4, 0), "xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(line.get_label(), **place, color=line.get_color(), fontsize=fontsize, va="center")
+
+
+def _end_of(axes: Any, line: Any) -> tuple[float, float] | None:
+    """Where a line ends or leaves the panel, in fractions of it; None where it never is inside."""
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    points = to_fraction.transform(np.column_stack([np.asarray(v, float) for v in line.get_data()]))
+    points = points[np.isfinite(points).all(axis=1)]
+    inside = np.flatnonzero((points >= -1e-6).all(axis=1) & (points <= 1 + 1e-6).all(axis=1))
+    if not inside.size:
+        return None
+    last = points[inside[-1]]
+    if inside[-1] + 1 < len(points):
+        ahead = points[inside[-1] + 1] - last
+        edge = 1.0 if ahead[1] > 0 else 0.0
+        share = (edge - last[1]) / ahead[1] if ahead[1] else 0.0
+        last = last + min(max(share, 0.0), 1.0) * ahead
+    return float(last[0]), float(min(last[1], 0.96))
 
 
 def plain_ticks(axis: Any, ticks: Any) -> None:
