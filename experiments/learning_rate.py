@@ -24,7 +24,7 @@ import jaxstab
 from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
-from jaxstab.trials.training import DIVERGED, FLAGS, NONFINITE, OK
+from jaxstab.trials.training import DIVERGED, NONFINITE, OK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,6 @@ def run(config: Config) -> Record:
 def plot(record: Record) -> dict[str, Figure]:
     """A map for each depth: how runs ended; below, the width of the range that trains against sigma_w."""
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
 
     data = record.data
     depths = data.depth.values
@@ -95,9 +94,7 @@ def plot(record: Record) -> dict[str, Figure]:
     panels[-1].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     panels[-1].minorticks_off()
     panels[-1].legend()
-    shown = {FLAGS[int(status)] for status in np.unique(data.status)}
-    patches = [Patch(facecolor=color, label=flag) for flag, color in endings.COLORS.items() if flag in shown]
-    figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    endings.draw_legend(figure, data.status)
     figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dashes: $\\chi$ = 1")
     widest = [
         f"{words.number(middle.max())} decades at sigma_w = {words.number(middle.idxmax(), 2)} with {depth}"

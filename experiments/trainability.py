@@ -118,9 +118,7 @@ def plot(record: Record) -> dict[str, Figure]:
         endings.draw_shares(right, near.status, "learning_rate")
         right.set(xlabel="learning rate", ylabel="share of seeds")
         right.set_title(f"How runs end at $\\sigma_w$ = {float(near.sigma_w):.2f}")
-    figure.legend(
-        *panels[0, 1].get_legend_handles_labels(), loc="outside lower left", ncols=len(endings.COLORS)
-    )
+    endings.draw_legend(figure, data.status)
     figures.note(figure, figures.of_seeds(data.sizes["seed"]))
     peaks = [
         f"{words.number(best.max())} at sigma_w = {words.number(best.idxmax(), 2)} for {words.called(name)}"
