@@ -138,14 +138,14 @@ def plot(record: Record) -> dict[str, Figure]:
     names = [f"difference_{weight}" for weight in ("W1", "W2")]
     worst = [max(float(data[n].sel(dtype=dtype).max()) for n in names) for dtype in DTYPES]
     shares = [
-        words.number(jaxstab.quantiles(data.share_W1.sel(decay=d), 0.5).mean(), 2) for d in LAMBDAS[[1, -1]]
+        words.number(jaxstab.quantiles(data.share_W1.sel(decay=d), 0.5).mean(), 3) for d in LAMBDAS[[1, -1]]
     ]
     figures.describe(
         figure,
         f"Left: histograms of relative differences, at most {words.number(worst[0], 2)} in float32 and"
-        f" {words.number(worst[1], 2)} in float64, many exactly 0. Right: the penalty's share of the"
-        f" gradient over lambda, rising from {shares[0]} at {LAMBDAS[1]:g} to {shares[1]} at"
-        f" {LAMBDAS[-1]:g}.",
+        f" {words.number(worst[1], 2)} in float64, those that are exactly 0 at the left end. Right: the"
+        f" penalty's share of the gradient over lambda, rising from {shares[0]} at {LAMBDAS[1]:g} to"
+        f" {shares[1]} at {LAMBDAS[-1]:g}.",
     )
     return {"gradients": figure}
 

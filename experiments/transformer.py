@@ -142,9 +142,14 @@ def _plot_norms(data: xr.Dataset) -> Figure:
             figures.band(panel, 10 ** one[name], x="sublayer", color=f"C{i}", label=label)
             figures.theory(panel, one.sublayer, 10 ** one[f"{name}_theory"])
         panel.set(xlabel="sublayer l", ylabel=f"mean square of the {name}", yscale="log")
-    signal, gradient = (
-        words.power(words.middle(data[name].sel(kind="pre_ln", activation="relu").isel(sublayer=-1)))
-        for name in ("signal", "gradient")
+    first, gradient, signal, kept = (
+        words.power(words.middle(data[name].sel(kind=kind, activation="relu").isel(sublayer=i)))
+        for name, kind, i in (
+            ("gradient", "pre_ln", 0),
+            ("gradient", "pre_ln", -1),
+            ("signal", "pre_ln", -1),
+            ("signal", "post_ln", -1),
+        )
     )
     panels[0].set_title(f"Signal: behind pre-LN ReLU it becomes {signal}")
     panels[1].set_title(f"Gradient: pre-LN ReLU's last sublayer gets {gradient}")
@@ -153,8 +158,8 @@ def _plot_norms(data: xr.Dataset) -> Figure:
     figures.describe(
         figure,
         f"Mean squares over {data.sizes['sublayer']} sublayers on logarithmic axes, pre-LN and post-LN, ReLU"
-        f" and GELU. The signal of pre-LN with ReLU grows to {signal}, that of post-LN stays; the gradient"
-        f" of pre-LN falls from the first sublayer to {gradient} at the last.",
+        f" and GELU. With ReLU the signal becomes {signal} behind pre-LN and {kept} behind post-LN; the"
+        f" gradient behind pre-LN goes from {first} at the first sublayer to {gradient} at the last.",
     )
     return figure
 

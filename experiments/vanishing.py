@@ -132,9 +132,12 @@ def plot(record: Record) -> dict[str, Figure]:
         figures.band(middle, deep, x="matrix", label=name)
     layers = data.layer.values
     figures.theory(left, layers, np.log10(0.25) * (layers[-1] - layers), label="1/4 a layer")
-    left.set(
-        xlabel="layer", ylabel="log10 of the gradient's rms", title="At the start, weights of variance 1/n"
+    least, moved = (
+        words.median(data.log10_backward_rms.sel(activation="sigmoid").isel(layer=0), words.power),
+        words.number(words.middle(data.moved.sel(activation="sigmoid").isel(layers=-1, matrix=0)), 2),
     )
+    left.set(xlabel="layer", ylabel="log10 of the gradient's rms")
+    left.set_title(f"At the start the first sigmoid layer gets {least}")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     deepest = int(data.layers[-1])
@@ -142,7 +145,7 @@ def plot(record: Record) -> dict[str, Figure]:
         xlabel="matrix",
         ylabel="distance moved / size at the start",
         yscale="log",
-        title=f"{deepest} matrices, after training",
+        title=f"Trained, sigmoid's first of {deepest} has moved by {moved}",
     )
     middle.xaxis.get_major_locator().set_params(integer=True)
     figures.label_lines(middle)
@@ -158,7 +161,7 @@ def plot(record: Record) -> dict[str, Figure]:
             label=f"{count} matrices",
         )
     right.set_xticks(places, [words.called(name) for name in ACTIVATIONS])
-    right.set(ylabel="test accuracy", title="Digits, after training", ylim=(0, 1.02))
+    right.set(ylabel="test accuracy", title="What training on digits reaches", ylim=(0, 1.02))
     right.legend(loc="lower right")
     figures.note(figure, figures.of_seeds(data.sizes["seed"]))
     lost = [
@@ -169,9 +172,9 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.describe(
         figure,
         f"Left: the gradient's rms by layer of {layers[-1]}; at the first it is {words.listed(lost)}."
-        f" Middle: how far each of {deepest} matrices moved in training; under the sigmoid far less towards"
-        f" the input. Right: test accuracies of {words.listed(data.layers.values)} matrices for each"
-        " activation.",
+        f" Middle: how far each of {deepest} matrices moved in training; the first under the sigmoid by"
+        f" {moved} of its size. Right: test accuracies of {words.listed(data.layers.values)} matrices for"
+        " each activation.",
     )
     return {"vanishing": figure}
 
