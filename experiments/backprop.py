@@ -239,8 +239,8 @@ def findings(record: Record) -> str:
         "By hand and by jax.grad the six gradients of the network 1-2-2 differ by"
         f" {words.number(difference, 2)} of their size at most (float32 rounds by"
         f" {words.number(np.finfo(np.float32).eps, 2)}). A sigmoid's slope, at most 1/4, is {slopes[0]} in"
-        f" the first layer and {slopes[1]} in the second; a step at rate 1 takes the loss from"
-        f" {float(data.loss):.5f} to {float(data.loss_after_one_step):.5f}."
+        f" the first layer and {slopes[1]} in the second; a step at rate 1 changes"
+        f" the loss of {float(data.loss):.5f} by {words.number(data.loss_after_one_step - data.loss, 2)}."
     )
 
 

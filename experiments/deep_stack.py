@@ -183,19 +183,19 @@ def findings(record: Record) -> str:
         )
     }
     totals = {way: jaxstab.quantiles(rise, 0.5) for way, rise in rises.items()}
-    is_kept = (abs(totals["signal"]) < 1) & (abs(totals["gradient"]) < 1)
+    is_kept = (abs(totals["signal"]) < np.log10(2)) & (abs(totals["gradient"]) < np.log10(2))
     kept = [f"“{name}”" for name in data.configuration.values[is_kept]]
     others = [
-        f"“{name}” (signal times {words.power(total.signal)}, gradient times {words.power(total.gradient)})"
+        f"“{name}” {words.power(total.signal)} and {words.power(total.gradient)}"
         for name in data.configuration.values[~is_kept]
         for total in [xr.Dataset(totals).sel(configuration=name)]
     ]
     bad = data.first_bad_layer_forward.sel(configuration="N(0, 1)")
     end = "no layer" if not (bad > 0).any() else f"layer {words.interval(bad)}"
     return (
-        f"Over {int(data.depth)} layers of {int(data.width)} units the median signal and gradient stay within"
-        f" a factor of 10 with {words.listed(kept)}, and do not with {words.listed(others)}. In float32"
-        f" numbers from N(0, 1) weights are not finite from {end} on."
+        f"Over {int(data.depth)} layers of {int(data.width)} units {words.listed(kept)} keep the median"
+        " signal and gradient within a factor of 2; the others multiply signal and gradient by:"
+        f" {'; '.join(others)}. In float32 numbers from N(0, 1) weights are not finite from {end} on."
     )
 
 

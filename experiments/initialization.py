@@ -180,17 +180,20 @@ def findings(record: Record) -> str:
     for depth in data.depth.values:
         one = data.log10_backward_rms.sel(depth=depth, activation="relu")
         lost = one.sel(layer=1) - one.sel(layer=depth)
-        each = [f"{name} {words.power(words.middle(lost.sel(configuration=name)))}" for name in INITS]
+        left = {name: words.middle(lost.sel(configuration=name)) for name in INITS}
+        each = [
+            f"{words.power(left[name])} ({name})" for name in sorted(left, key=left.__getitem__, reverse=True)
+        ]
         told.append(f"through {depth} layers {words.listed(each)}")
     variances = [
         f"{words.median(data[f'{way}_var'].sel(distribution='normal', mode='fan_avg'))} {way}"
         for way in ("forward", "backward")
     ]
     return (
-        f"The gradient at the first layer of a ReLU network of {int(data.width)} units a layer, as a share of"
-        f" that at the last, is {'; '.join(told)} (medians of {data.sizes['seed']} seeds). From"
-        f" {data.attrs['n_in']} to {data.attrs['n_out']} units Xavier's compromise makes of a variance of 1"
-        f" {words.listed(variances)}."
+        f"Of the gradient's rms at the last layer of a ReLU network ({int(data.width)} units a layer) the"
+        f" first layer gets {'; '.join(told)}; medians of {data.sizes['seed']} seeds. From"
+        f" {data.attrs['n_in']} to {data.attrs['n_out']} units Xavier's compromise turns a variance of 1"
+        f" into {words.listed(variances)}."
     )
 
 

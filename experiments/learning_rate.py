@@ -113,16 +113,21 @@ def plot(record: Record) -> dict[str, Figure]:
 def findings(record: Record) -> str:
     """Decades of rates that train, by depth, at chi = 1 and on both sides of it."""
     data = record.data
-    told: dict[str, None] = {}  # in turn; of a coarse grid two may be the same
-    for factor in (0.5, 1.0, 2.0):
-        near = data.trained_decades.sel(sigma_w=factor * data.attrs["critical"], method="nearest")
-        each = [f"{words.bracketed(near.sel(depth=depth))} with {depth}" for depth in data.depth.values]
-        told[f"{words.listed(each)} at sigma_w = {words.number(near.sigma_w, 2)}"] = None
+    scales = dict.fromkeys(
+        float(data.sigma_w.sel(sigma_w=factor * data.attrs["critical"], method="nearest"))
+        for factor in (0.5, 1, 2)
+    )  # of a coarse grid two may be the same
+    told = [
+        f"{words.listed(f'{words.bracketed(one.sel(sigma_w=s))} at sigma_w = {words.number(s, 2)}' for s in scales)}"
+        f" with {depth} hidden layer{'s' * (depth != '1')}"
+        for depth in data.depth.values
+        for one in [data.trained_decades.sel(depth=depth)]
+    ]
     return (
         f"Of five decades of learning rates so many train tanh networks of {WIDTH} units on scikit-learn's"
-        f" digits in {int(data.epochs)} epoch{'s' * (int(data.epochs) > 1)}, by the number of hidden layers:"
-        f" {'; '.join(told)} (chi = 1 at {words.number(data.attrs['critical'])}; in brackets 95 % of"
-        f" {data.sizes['seed']} seeds)."
+        f" digits in {int(data.epochs)} epoch{'s' * (int(data.epochs) > 1)}: {'; '.join(told)} (chi = 1 at"
+        f" sigma_w = {words.number(data.attrs['critical'])}; in brackets 95 % of {data.sizes['seed']}"
+        " seeds)."
     )
 
 

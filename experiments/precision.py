@@ -215,8 +215,8 @@ def findings(record: Record) -> str:
         else "No loss scale keeps the gradients of any of them in float16."
     )
     return (
-        f"Of stacks of {data.sizes['layer']} layers in {words.listed(DTYPES)} these break, at the layer"
-        f" named: {'; '.join(say_breaks(data)) or 'none'} (medians of {data.sizes['seed']} seeds; gradients"
+        f"Of stacks of {data.sizes['layer']} layers in {words.listed(DTYPES)} these break:"
+        f" {'; '.join(say_breaks(data)) or 'none'} (medians of {data.sizes['seed']} seeds; gradients"
         f" travel from the last layer down). {scaling}"
     )
 
@@ -240,7 +240,9 @@ def say_end(one: xr.Dataset, way: str) -> str:
     for what, (_, label) in MARKS.items():
         layers = jaxstab.quantiles(one[f"first_{what}_layer_{way}"], 0.5).values
         if (layers > 0).any():
-            found.append(f"{label} {', '.join(f'{layer:.0f}' if layer else 'never' for layer in layers)}")
+            found.append(
+                f"{label} at layer {', '.join(f'{layer:.0f}' if layer else 'never' for layer in layers)}"
+            )
     return " and ".join(found)
 
 

@@ -158,7 +158,7 @@ def findings(record: Record) -> str:
         one = data.sel(dtype=dtype)
         worst[dtype] = float(np.maximum(one.difference_W1, one.difference_W2).max())
     told = [
-        f"{words.number(w, 2)} in {dtype} ({words.number(w / np.finfo(dtype).eps, 2)} rounding units)"
+        f"{words.number(w, 2)} in {dtype} (which rounds by {words.number(np.finfo(dtype).eps, 2)})"
         for dtype, w in worst.items()
     ]
     return (

@@ -95,10 +95,15 @@ def each(data: xr.Dataset) -> list[xr.Dataset]:
 def findings(record: Record) -> str:
     """How much of a gradient is left at 6, and what is the identity near 0, from the right and from the left."""
     data = record.data
-    left = []
+    lost, kept = [], []
     for one in each(data):
-        ends = (words.number(one.gradient.sel(x=-6, method="nearest"), 2), words.number(one.gradient_at_6, 2))
-        left.append(f"{' and '.join(dict.fromkeys(ends))} for {words.called(one.activation.item())}")
+        name = words.called(one.activation.item())
+        ends = one.gradient.sel(x=-6, method="nearest"), one.gradient_at_6
+        gone = [f"{words.number(end, 2)} at {x}" for end, x in zip(ends, (-6, 6), strict=True)]
+        if max(ends) < 0.01:
+            lost.append(f"{name} ({words.number(max(ends), 2)})")
+        else:
+            kept.append(f"{name} ({words.listed(gone)})")
     same = {
         side: [
             words.called(one.activation.item())
@@ -111,8 +116,9 @@ def findings(record: Record) -> str:
     half = [f"{name} for x > 0 alone" for name in same["right"] if name not in both]
     slope = data.gradient.sel(activation="sigmoid").max()
     return (
-        f"At x = -6 and 6 the gradient is {words.listed(left)}; the sigmoid's is at most"
-        f" {words.number(slope)} anywhere. Near 0 {words.listed(both + half)} pass x on as it is."
+        f"At x = -6 and 6 the gradient is below 0.01 for {words.listed(lost)}, but not for"
+        f" {words.listed(kept)}; the sigmoid's is at most {words.number(slope)} anywhere. Near 0"
+        f" {words.listed(both + half)} pass x on as it is."
     )
 
 

@@ -205,8 +205,8 @@ def findings(record: Record) -> str:
     """The first sublayer's gradient over the last's behind either norm; how alike tokens become in each stack."""
     data = record.data
     told = [
-        f"{words.power(words.middle(one.isel(sublayer=0) - one.isel(sublayer=-1)))} for {NORMS[kind]} with"
-        f" {words.called(phi)}"
+        f"{words.power(words.middle(one.isel(sublayer=0) - one.isel(sublayer=-1)))} times ({NORMS[kind]},"
+        f" {words.called(phi)})"
         for kind, phi in itertools.product(NORMS, ACTIVATIONS)
         for one in [data.gradient.sel(kind=kind, activation=phi)]
     ]
@@ -215,8 +215,8 @@ def findings(record: Record) -> str:
         one = data.cosine.sel(stack=stack).dropna("layer", how="all")
         alike.append(f"{words.median(one.isel(layer=-1))} behind {one.sizes['layer']} layers ({stack})")
     return (
-        f"At initialization the gradient's mean square at the first of {data.sizes['sublayer']} feed-forward"
-        f" sublayers is, over that at the last, {words.listed(told)}. Attention averages tokens that begin"
+        f"At initialization the first of {data.sizes['sublayer']} feed-forward sublayers gets"
+        f" {words.listed(told)} the gradient's mean square of the last. Attention averages tokens that begin"
         f" independent: the cosine of two becomes {words.listed(alike)}; medians of {data.sizes['seed']}"
         " networks."
     )

@@ -185,23 +185,19 @@ def findings(record: Record) -> str:
     depth = int(data.layer[-1])
     shallow, deep = (int(data.layers[i]) for i in (0, -1))
     factor = data.factor.sel(activation="sigmoid", layer=depth // 2)
-    moved = [
-        f"{words.median(one.isel(matrix=0))} ({words.called(name)})"
-        for name in ACTIVATIONS
-        for one in [data.moved.sel(activation=name, layers=deep)]
-    ]
-    reached = [
-        f"{words.median(one.sel(layers=deep))} against {words.median(one.sel(layers=shallow))}"
-        f" ({words.called(name)})"
-        for name in ACTIVATIONS
-        for one in [data.test_accuracy.sel(activation=name)]
-    ]
+    told = []
+    for name in ACTIVATIONS:
+        one = data.sel(activation=name)
+        accuracy = {n: words.median(one.test_accuracy.sel(layers=n)) for n in (shallow, deep)}
+        told.append(
+            f"with {words.called(name)} by {words.median(one.moved.sel(layers=deep).isel(matrix=0))} of its"
+            f" size, to a test accuracy of {accuracy[deep]} (with {shallow} matrices {accuracy[shallow]})"
+        )
     return (
         f"In a stack of {depth} sigmoid layers with weights of variance 1/n each leaves"
-        f" {words.interval(factor)} of the gradient. After {int(data.epochs)} epochs of scikit-learn's"
-        f" digits, at the best of {len(RATES)} learning rates, the first of {deep} matrices ({UNITS} units)"
-        f" has moved by {words.listed(moved)} of its size, and the test accuracy is, against that of"
-        f" {shallow} matrices, {words.listed(reached)}; medians."
+        f" {words.interval(factor)} of the gradient. In {int(data.epochs)} epochs of scikit-learn's digits,"
+        f" at the best of {len(RATES)} learning rates, the first of {deep} matrices ({UNITS} units) moves"
+        f" {'; '.join(told)}; medians."
     )
 
 
