@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from scipy import stats
 
 import jaxstab
@@ -33,6 +34,7 @@ from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HIDDEN, BATCH, RATE = (256, 256), 256, 0.5
@@ -140,15 +142,7 @@ def plot(record: Record) -> dict[str, Figure]:
 
     data = record.data
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3))
-    mean = data.dropped.mean(("row", "column"))
-    low, _, high = figures.quantiles(mean, dim="layer_seed")
-    center = mean.mean("layer_seed")
-    spread = (center - low, high - center)
-    left.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
-    left.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="published draw")
-    figures.theory(left, [0, 1], [X.mean()] * 2, label="mean of X")
-    left.set(xlabel="dropout rate p", ylabel="mean of the layer's output", ylim=(-1, 22))
-    left.set_title("On average the layer keeps the mean below p = 1")
+    plot_layer(left, data)
     spelled = {"none": "without", "chapter": "with dropout"}
     for name, color in zip(RATES, ("C0", "C1"), strict=True):
         one = data.sel(rates=name)
@@ -159,33 +153,54 @@ def plot(record: Record) -> dict[str, Figure]:
     middle.set(xlabel="epoch", yscale="log", ylabel="loss [nat]")
     ends = {name: words.median(data.test_loss.sel(rates=name).isel(epoch=-1)) for name in RATES}
     middle.set_title(f"Test loss: {ends['chapter']} with, {ends['none']} without")
-    one = data.sel(rates="chapter")
+    plot_entropies(right, data.sel(rates="chapter"))
+    for panel in (left, middle, right):
+        panel.legend(fontsize=7.5)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    figures.describe(figure, tell(data, ends))
+    return {"dropout": figure}
+
+
+def plot_layer(panel: Axes, data: xr.Dataset) -> None:
+    """Mean of the layer's output over its draws at each rate, with the published draw."""
+    mean = data.dropped.mean(("row", "column"))
+    low, _, high = figures.quantiles(mean, dim="layer_seed")
+    center = mean.mean("layer_seed")
+    spread = (center - low, high - center)
+    panel.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
+    panel.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="published draw")
+    figures.theory(panel, [0, 1], [X.mean()] * 2, label="mean of X")
+    panel.set(xlabel="dropout rate p", ylabel="mean of the layer's output", ylim=(-1, 22))
+    panel.set_title("Below p = 1 the layer keeps the mean")
+
+
+def plot_entropies(panel: Axes, one: xr.Dataset) -> None:
+    """Densities of the entropy of right and of wrong predictions."""
     for wrong, label in ((0, "right"), (1, "wrong")):
         sample = one.entropy.values[one.is_wrong.values == wrong]
-        figures.histogram(right, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
-    right.set(
+        figures.histogram(panel, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
+    panel.set(
         xlabel="entropy of the prediction [nat]",
         ylabel="density",
         yscale="log",
         title="Predictions that are right or wrong",
     )
-    for panel in (left, middle, right):
-        panel.legend(fontsize=7.5)
-    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+
+
+def tell(data: xr.Dataset, ends: dict[str, str]) -> str:
+    """The figure in words; `ends` are the last test losses."""
+    one = data.sel(rates="chapter")
     entropies = [
-        words.number(one.entropy.where(one.is_wrong == wrong).mean())
-        if (one.is_wrong == wrong).any()
-        else "none"
+        words.number(sample.mean()) if sample.size else "of none"
         for wrong in (0, 1)
+        for sample in [one.entropy.values[one.is_wrong.values == wrong]]
     ]
-    figures.describe(
-        figure,
-        f"Left: the mean of the layer's output at each rate, {words.number(X.mean())} but for p = 1, with"
-        f" the published draw. Middle: losses over {data.sizes['epoch']} epochs; the test loss ends at"
+    return (
+        f"Left: the mean of the layer's output at each rate, near {words.number(X.mean())} but for p = 1,"
+        f" with the published draw. Middle: losses over {data.sizes['epoch']} epochs; the test loss ends at"
         f" {ends['chapter']} with dropout and at {ends['none']} without. Right: densities of the entropy,"
-        f" mean {entropies[0]} nat for right and {entropies[1]} for wrong predictions.",
+        f" with a mean in nat of {entropies[0]} for right predictions and {entropies[1]} for wrong ones."
     )
-    return {"dropout": figure}
 
 
 def findings(record: Record) -> str:

@@ -129,7 +129,7 @@ def plot(record: Record) -> dict[str, Figure]:
     panels[1, 2].legend()
     figures.note(figure, figures.of_seeds(record.data.sizes["seed"]))
     ends = [
-        f"{name} {words.median(one.train_loss, short)} and {words.median(one.test_loss, short)}"
+        f"{name} {words.median(one.train_loss, words.short)} and {words.median(one.test_loss, words.short)}"
         for name, (_, epochs) in REGIMES.items()
         for one in [record.data.sel(configuration=name, epoch=epochs)]
     ]
@@ -150,17 +150,13 @@ def findings(record: Record) -> str:
         last = one.sel(epoch=epochs)
         told.append(
             f"{int((low * high > 0).sum())} of {powers} weights ({name}, median test loss"
-            f" {words.median(last.test_loss, short)}, training loss {words.median(last.train_loss, short)})"
+            f" {words.median(last.test_loss, words.short)}, training loss"
+            f" {words.median(last.train_loss, words.short)})"
         )
     return (
-        f"With data and initialization drawn anew for each of {record.data.sizes['seed']:,} seeds, 95 % of them"
-        f" agree on the sign of {words.listed(told)}; those of the others depend on the seed."
+        f"With data and initialization drawn anew for each of {record.data.sizes['seed']:,} seeds, 95 % of"
+        f" them agree on the sign of {words.listed(told)}; those of the others depend on the seed."
     )
-
-
-def short(x: float) -> str:
-    """A loss, to two digits."""
-    return words.number(x, 2)
 
 
 def claims(record: Record) -> Iterator[Claim]:

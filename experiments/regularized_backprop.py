@@ -117,7 +117,7 @@ def plot(record: Record) -> dict[str, Figure]:
             )
         for activation, line in zip(data.activation.values[-2:], ("-", "--"), strict=False):
             share = data[f"share_{weight}"].sel(dtype="float32", activation=activation, decay=LAMBDAS[1:])
-            label = f"{weight}, {activation}"
+            label = f"{weight}, {words.called(activation)}"
             figures.band(right, share, x="decay", color=f"C{number}", linestyle=line, label=label)
     for dtype in DTYPES:
         left.axvline(np.finfo(dtype).eps, color=figures.THEORY, linewidth=0.9, linestyle=":")
@@ -135,31 +135,37 @@ def plot(record: Record) -> dict[str, Figure]:
     left.legend(fontsize=7.5)
     right.legend()
     figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dots: rounding units")
-    names = [f"difference_{weight}" for weight in ("W1", "W2")]
-    worst = [max(float(data[n].sel(dtype=dtype).max()) for n in names) for dtype in DTYPES]
-    shares = [
-        words.number(jaxstab.quantiles(data.share_W1.sel(decay=d), 0.5).mean(), 3) for d in LAMBDAS[[1, -1]]
-    ]
-    figures.describe(
-        figure,
-        f"Left: histograms of relative differences, at most {words.number(worst[0], 2)} in float32 and"
-        f" {words.number(worst[1], 2)} in float64, those that are exactly 0 at the left end. Right: the"
-        f" penalty's share of the gradient over lambda, rising from {shares[0]} at {LAMBDAS[1]:g} to"
-        f" {shares[1]} at {LAMBDAS[-1]:g}.",
-    )
+    figures.describe(figure, tell(data))
     return {"gradients": figure}
+
+
+def worst_difference(data: xr.Dataset, dtype: str) -> float:
+    """The largest relative difference of all networks."""
+    one = data.sel(dtype=dtype)
+    return float(np.maximum(one.difference_W1, one.difference_W2).max())
+
+
+def tell(data: xr.Dataset) -> str:
+    """The figure in words."""
+    worst = [f"{words.short(worst_difference(data, dtype))} in {dtype}" for dtype in DTYPES]
+    shares = [
+        words.number(jaxstab.quantiles(data.share_W1.sel(decay=decay), 0.5).mean())
+        for decay in LAMBDAS[[1, -1]]
+    ]
+    return (
+        f"Left: histograms of relative differences, at most {words.listed(worst)}, those that are exactly 0"
+        f" at the left end. Right: the penalty's share of W1's gradient over lambda, from {shares[0]} at"
+        f" {LAMBDAS[1]:g} to {shares[1]} at {LAMBDAS[-1]:g}."
+    )
 
 
 def findings(record: Record) -> str:
     """The largest relative difference in either dtype: rounding shrinks with it, a forgotten term would not."""
     data = record.data
-    worst = {}
-    for dtype in DTYPES:
-        one = data.sel(dtype=dtype)
-        worst[dtype] = float(np.maximum(one.difference_W1, one.difference_W2).max())
     told = [
-        f"{words.number(w, 2)} in {dtype} (which rounds by {words.number(np.finfo(dtype).eps, 2)})"
-        for dtype, w in worst.items()
+        f"{words.short(worst_difference(data, dtype))} in {dtype} (which rounds by"
+        f" {words.short(np.finfo(dtype).eps)})"
+        for dtype in DTYPES
     ]
     return (
         f"Over {data.sizes['seed']:,} draws of a network {INPUTS}-{HIDDEN}-{OUTPUTS} with"

@@ -174,7 +174,7 @@ def plot(record: Record) -> dict[str, Figure]:
         figure, f"median of {record.data.sizes['seed']} seeds", "lines that lie on each other are drawn apart"
     )
     last = record.data.distance.isel(epoch=-1, units=-1).sel(dtype="float32")
-    ends = [f"{name} {words.median(last.sel(configuration=name), short)}" for name in RUNS]
+    ends = [f"{name} {words.median(last.sel(configuration=name), words.short)}" for name in RUNS]
     figures.describe(
         figure,
         f"The largest distance of two hidden units over {int(record.data.step[-1]):,} training steps, on a"
@@ -195,7 +195,8 @@ def findings(record: Record) -> str:
     ]
     first = data.distance.isel(epoch=0, units=0)
     apart = [
-        f"{name} {' and '.join(words.median(first.sel(configuration=name, dtype=d), short) for d in DTYPES)}"
+        f"{name}"
+        f" {' and '.join(words.median(first.sel(configuration=name, dtype=d), words.short) for d in DTYPES)}"
         for name in data.configuration.values
     ]
     return (
@@ -209,11 +210,6 @@ def findings(record: Record) -> str:
 def counts(distinct: xr.DataArray) -> str:
     """The number in either dtype, once where they are the same."""
     return " and ".join(dict.fromkeys(words.number(distinct.sel(dtype=dtype)) for dtype in DTYPES))
-
-
-def short(x: float) -> str:
-    """A distance, to two digits."""
-    return words.number(x, 2)
 
 
 def claims(record: Record) -> Iterator[Claim]:

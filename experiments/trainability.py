@@ -93,28 +93,8 @@ def plot(record: Record) -> dict[str, Figure]:
     )
     for (left, right), name in zip(panels, data.activation.values, strict=True):
         one = data.sel(activation=name)
-        critical = float(one.critical_sigma_w)
-        accuracy = (
-            jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
-        )
-        image = left.pcolormesh(
-            one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest", rasterized=True
-        )
-        figure.colorbar(image, ax=left, label="training accuracy in the epoch")
-        draw_boundaries(left, one)
-        figures.theory(left, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
-        left.set(
-            xscale="log",
-            yscale="log",
-            xlabel="$\\sigma_w$",
-            ylabel="learning rate",
-            title=f"{words.called(name)}, {one.hidden.values} hidden layers",
-        )
-        left.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
-        left.minorticks_off()
-        left.grid(False)
-        left.legend(loc="upper right", labelcolor="white", fontsize=7.5)
-        near = one.sel(sigma_w=critical, method="nearest")
+        draw_accuracy(left, one)
+        near = one.sel(sigma_w=float(one.critical_sigma_w), method="nearest")
         endings.draw_shares(right, near.status, "learning_rate")
         right.set(xlabel="learning rate", ylabel="share of seeds")
         right.set_title(f"How runs end at $\\sigma_w$ = {float(near.sigma_w):.2f}")
@@ -132,6 +112,29 @@ def plot(record: Record) -> dict[str, Figure]:
         " trained, diverged, not finite or untrained, against the rate, near chi = 1.",
     )
     return {"trainability": figure}
+
+
+def draw_accuracy(panel: Axes, one: xr.Dataset) -> None:
+    """The median training accuracy as a map, with theory's line and the boundaries."""
+    critical = float(one.critical_sigma_w)
+    accuracy = jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
+    image = panel.pcolormesh(
+        one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest", rasterized=True
+    )
+    panel.figure.colorbar(image, ax=panel, label="training accuracy in the epoch")
+    draw_boundaries(panel, one)
+    figures.theory(panel, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlabel="$\\sigma_w$",
+        ylabel="learning rate",
+        title=f"{words.called(one.activation.item())}, {one.hidden.values} hidden layers",
+    )
+    panel.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
+    panel.minorticks_off()
+    panel.grid(False)
+    panel.legend(loc="upper right", labelcolor="white", fontsize=7.5)
 
 
 def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:

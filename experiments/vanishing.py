@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xarray as xr
 
 import jaxstab
 from jaxstab.data import datasets
@@ -29,6 +30,7 @@ from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RATES = [0.003, 0.01, 0.03, 0.1]
@@ -134,7 +136,7 @@ def plot(record: Record) -> dict[str, Figure]:
     figures.theory(left, layers, np.log10(0.25) * (layers[-1] - layers), label="1/4 a layer")
     least, moved = (
         words.median(data.log10_backward_rms.sel(activation="sigmoid").isel(layer=0), words.power),
-        words.number(words.middle(data.moved.sel(activation="sigmoid").isel(layers=-1, matrix=0)), 2),
+        words.median(data.moved.sel(activation="sigmoid").isel(layers=-1, matrix=0), words.short),
     )
     left.set(xlabel="layer", ylabel="log10 of the gradient's rms")
     left.set_title(f"At the start the first sigmoid layer gets {least}")
@@ -149,34 +151,40 @@ def plot(record: Record) -> dict[str, Figure]:
     )
     middle.xaxis.get_major_locator().set_params(integer=True)
     figures.label_lines(middle)
+    plot_accuracies(right, data)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    figures.describe(figure, tell(data))
+    return {"vanishing": figure}
+
+
+def plot_accuracies(panel: Axes, data: xr.Dataset) -> None:
+    """Median and 95 % of the test accuracies of shallow and deep, for each activation."""
     places = np.arange(len(ACTIVATIONS))
     for i, count in enumerate(data.layers.values):
         accuracy = data.test_accuracy.sel(layers=count).transpose("activation", "seed")
         low, median, high = figures.quantiles(accuracy)
-        right.errorbar(
-            places + 0.16 * (i - 0.5),
-            median,
-            [median - low, high - median],
-            fmt="o",
-            label=f"{count} matrices",
+        ends = [median - low, high - median]
+        panel.errorbar(places + 0.16 * (i - 0.5), median, ends, fmt="o", label=f"{count} matrices")
+    panel.set_xticks(places, [words.called(name) for name in ACTIVATIONS])
+    panel.set(ylabel="test accuracy", title="What training on digits reaches", ylim=(0, 1.02))
+    panel.legend(loc="lower right")
+
+
+def tell(data: xr.Dataset) -> str:
+    """The figure in words."""
+    lost, moved = (
+        words.listed(f"{words.called(n)} {words.median(x.sel(activation=n), spell)}" for n in ACTIVATIONS)
+        for x, spell in (
+            (data.log10_backward_rms.isel(layer=0), words.power),
+            (data.moved.isel(layers=-1, matrix=0), words.short),
         )
-    right.set_xticks(places, [words.called(name) for name in ACTIVATIONS])
-    right.set(ylabel="test accuracy", title="What training on digits reaches", ylim=(0, 1.02))
-    right.legend(loc="lower right")
-    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
-    lost = [
-        f"{words.called(n)} {words.median(one.isel(layer=0), words.power)}"
-        for n in ACTIVATIONS
-        for one in [data.log10_backward_rms.sel(activation=n)]
-    ]
-    figures.describe(
-        figure,
-        f"Left: the gradient's rms by layer of {layers[-1]}; at the first it is {words.listed(lost)}."
-        f" Middle: how far each of {deepest} matrices moved in training; the first under the sigmoid by"
-        f" {moved} of its size. Right: test accuracies of {words.listed(data.layers.values)} matrices for"
-        " each activation.",
     )
-    return {"vanishing": figure}
+    return (
+        f"Left: the gradient's rms by layer of {int(data.layer[-1])}; at the first it is {lost}. Middle: how"
+        f" far each of {int(data.layers[-1])} matrices moved in training, relative to its size; the first by"
+        f" {moved}. Right: test accuracies of {words.listed(data.layers.values)} matrices for each"
+        " activation."
+    )
 
 
 def findings(record: Record) -> str:

@@ -13,7 +13,10 @@ from jaxstab.engine import summary
 from jaxstab.report import figures
 
 DATASETS = {"digits": "scikit-learn's digits", "fashion_mnist": "Fashion-MNIST"}
-SPELLED = {"relu": "ReLU", "gelu": "GELU", "elu": "ELU", "selu": "SELU", "scaled_sigmoid": "4 sigmoid - 2"}
+SPELLED = {
+    "relu": "ReLU", "leaky_relu": "leaky ReLU", "gelu": "GELU", "elu": "ELU", "selu": "SELU", "silu": "SiLU",
+    "mish": "Mish", "scaled_sigmoid": "4 sigmoid - 2",
+}  # fmt: skip  # short words
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -25,6 +28,11 @@ def number(x: Any, digits: int = 3) -> str:
     if x == 0 or 1e-3 <= abs(x) < 1e5:
         return f"{float(f'{x:.{digits - 1}e}'):,.15g}"
     return _scientific(f"{x:.{digits - 1}e}")
+
+
+def short(x: Any) -> str:
+    """`number` to two digits."""
+    return number(x, 2)
 
 
 def power(log10: Any, digits: int = 2) -> str:
