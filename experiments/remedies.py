@@ -174,14 +174,14 @@ def findings(record: Record) -> str:
     data = record.data
     names, share = data.remedy.values, data.share_kept.values
     some = [f"“{name}” ({words.percent(s)})" for name, s in zip(names, share, strict=True) if 0 < s < 1]
-    every, none = ([f"“{name}”" for name in names[share == end]] for end in (1, 0))
-    also = f" in some with {words.listed(some)}," if some else ""
+    every, never = ([f"“{name}”" for name in names[share == end]] for end in (1, 0))
+    parts = {f"in all {data.sizes['seed']} networks": every, "in some": some, "in none": never}
+    told = [f"{where} with {words.listed(which)}" for where, which in parts.items() if which]
     growth = [f"{words.bracketed(data.growth.sel(batch=size))} (batch {size})" for size in data.batch.values]
     return (
-        f"Over {data.sizes['layer']} layers or steps the gradients stay in [1e-6, 1e3] everywhere in all"
-        f" {data.sizes['seed']} networks with {words.listed(every)},{also} and in none with"
-        f" {words.listed(none)}. Through batch norm and ReLU their mean square grows by"
-        f" {words.listed(growth)} a layer; in brackets 95 % of networks."
+        f"Over {data.sizes['layer']} layers or steps the gradients stay in [1e-6, 1e3] everywhere"
+        f" {'; '.join(told)}. Through batch norm and ReLU their mean square grows by {words.listed(growth)}"
+        " a layer; in brackets 95 % of networks."
     )
 
 

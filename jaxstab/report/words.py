@@ -66,26 +66,26 @@ def interval(
     values: xr.DataArray, spell: Callable[[Any], str] = number, dim: str = "seed", of: str = "seeds"
 ) -> str:
     """The median over seeds, of how many, and their central 95 %; how many diverged, where any did."""
-    low, median, high = (float(q) for q in figures.quantiles(values, dim=dim))
     count, lost = values.sizes[dim], int(summary.is_diverged(values.values).sum())
     if not lost and spell(values.min()) == spell(values.max()):
-        return f"{spell(median)} (all {count:,} {of})"
-    return f"{spell(median)} (95 % of {count:,} {of}: {_ends(low, high, spell, ' to ')}{_lost(lost)})"
+        return f"{spell(values.min())} (all {count:,} {of})"
+    return _spread(values, spell, dim, f" (95 % of {count:,} {of}: ", " to ", ")")
 
 
 def bracketed(values: xr.DataArray, spell: Callable[[Any], str] = number, dim: str = "seed") -> str:
     """The median over seeds, and their central 95 % in brackets, which the sentence has to explain."""
+    return _spread(values, spell, dim, " [", ", ", "]")
+
+
+def _spread(
+    values: xr.DataArray, spell: Callable[[Any], str], dim: str, begin: str, between: str, end: str
+) -> str:
     low, median, high = (float(q) for q in figures.quantiles(values, dim=dim))
-    lost = int(summary.is_diverged(values.values).sum())
-    return f"{spell(median)} [{_ends(low, high, spell, ', ')}{_lost(lost)}]"
-
-
-def _ends(low: float, high: float, spell: Callable[[Any], str], between: str) -> str:
-    return between.join(spell(end) if math.isfinite(end) else "beyond all numbers" for end in (low, high))
-
-
-def _lost(count: int) -> str:
-    return f"; {count} not finite" if count else ""
+    count, lost = values.sizes[dim], int(summary.is_diverged(values.values).sum())
+    if not math.isfinite(median):
+        return f"{spell(median)} ({lost} of {count:,})"
+    ends = between.join("infinity" if x == math.inf else spell(x) for x in (low, high))
+    return f"{spell(median)}{begin}{ends}{f'; {lost} not finite' if lost else ''}{end}"
 
 
 def middle(values: xr.DataArray, dim: str = "seed") -> float:

@@ -31,6 +31,7 @@ from experiments import (
 )
 from experiments.__main__ import NAMES
 from jaxstab import theory as theories
+from jaxstab.report.record import Record
 from jaxstab.report.runner import SCALES
 from jaxstab.theory import finite_width
 
@@ -80,6 +81,17 @@ def test_an_experiment_leaves_figures_data_and_claims(results, name):
 @pytest.mark.parametrize("name", MODULES)
 def test_an_experiment_tells_what_it_found(results, name):
     assert_tells(*results[2][name])
+
+
+def test_findings_follow_the_numbers(results):
+    data = data_of(results, "remedies")
+    data["remedy"] = data.remedy.astype(str)
+    for share, words in ((1.0, "in all 4 networks with"), (0.0, "in none with")):
+        changed = data.assign(share_kept=0 * data.share_kept + share, growth=np.nan * data.growth)
+        found = remedies.findings(Record(changed))
+        assert f"everywhere {words} “plain, small weights”" in found
+        assert "in some" not in found
+        assert "not finite (4 of 4) (batch 8)" in found
 
 
 def test_the_sigmoid_gradient_is_a_quarter_at_most(results):

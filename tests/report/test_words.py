@@ -54,5 +54,7 @@ def test_an_interval_counts_seeds_that_diverged():
     assert words.interval(xr.ones_like(values)) == "1 (all 4 seeds)"
     assert words.bracketed(values) == "1.5 [1, 2.92]"
     lost = values.where(values < 3)
-    assert words.interval(lost) == "1.5 (95 % of 4 seeds: 1 to beyond all numbers; 1 not finite)"
+    assert words.interval(lost) == "1.5 (95 % of 4 seeds: 1 to infinity; 1 not finite)"
+    assert words.bracketed(lost.where(lost < 2)) == "not finite (2 of 4)"
+    assert words.bracketed(lost.where(lost < 1)) == "not finite (4 of 4)"
     assert words.median(xr.full_like(values, math.nan)) == "not finite"
