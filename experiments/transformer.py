@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NORMS = {"pre_ln": "pre-LN", "post_ln": "post-LN"}
-SPELLED = {"relu": "ReLU", "gelu": "GELU"}
-ACTIVATIONS = tuple(SPELLED)
+ACTIVATIONS = ("relu", "gelu")
 STACKS = ("alone", "skip, branch x 1", "skip, branch x L^-1/2")
 SIGMAS = np.linspace(0.0, 4.0, 17)
 QUERIES = 64
@@ -138,7 +137,7 @@ def _plot_norms(data: xr.Dataset) -> Figure:
     for panel, name in zip(panels, ("signal", "gradient"), strict=True):
         for i, (kind, phi) in enumerate((kind, phi) for kind in NORMS for phi in ACTIVATIONS):
             one = data.sel(kind=kind, activation=phi)
-            label = f"{NORMS[kind]}, {SPELLED[phi]}"
+            label = f"{NORMS[kind]}, {words.called(phi)}"
             figures.band(panel, 10 ** one[name], x="sublayer", color=f"C{i}", label=label)
             figures.theory(panel, one.sublayer, 10 ** one[f"{name}_theory"])
         panel.set(xlabel="sublayer l", ylabel=f"mean square of the {name}", yscale="log")
@@ -233,7 +232,7 @@ def claims(record: Record) -> Iterator[Claim]:
     ]
     for phi, (kind, name, sublayer) in itertools.product(ACTIVATIONS, places):
         at = data.sel(kind=kind, activation=phi, sublayer=sublayer)
-        what = f"{NORMS[kind]}, {SPELLED[phi]}, {last} sublayers: log10 mean square of the {name}, sublayer {sublayer}"
+        what = f"{NORMS[kind]}, {words.called(phi)}, {last} sublayers: log10 mean square of the {name}, sublayer {sublayer}"
         yield claim(what, at[name], theory=round(float(at[f"{name}_theory"]), 12), source="arXiv:2002.04745")
     for stack in STACKS:
         one = data.sel(stack=stack)

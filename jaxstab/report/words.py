@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from jaxstab.engine import summary
@@ -96,16 +95,6 @@ def middle(values: xr.DataArray, dim: str = "seed") -> float:
 def median(values: xr.DataArray, spell: Callable[[Any], str] = number, dim: str = "seed") -> str:
     """The median over seeds in words."""
     return spell(middle(values, dim))
-
-
-def change(log10: Any) -> str:
-    """What a factor of 10 ** log10 does: "grows 16-fold", "shrinks to 0.01 of it", "keeps its size"."""
-    log10 = float(log10)
-    if not math.isfinite(log10):
-        return "is not finite" if log10 != -math.inf else "is lost"
-    if abs(log10) < np.log10(1.05):
-        return "keeps its size"
-    return f"grows {power(log10)}-fold" if log10 > 0 else f"shrinks to {power(log10)} of it"
 
 
 def listed(words: Iterable[Any]) -> str:
