@@ -232,7 +232,8 @@ def claims(record: Record) -> Iterator[Claim]:
     ]
     for phi, (kind, name, sublayer) in itertools.product(ACTIVATIONS, places):
         at = data.sel(kind=kind, activation=phi, sublayer=sublayer)
-        what = f"{NORMS[kind]}, {words.called(phi)}, {last} sublayers: log10 mean square of the {name}, sublayer {sublayer}"
+        stack = f"{NORMS[kind]}, {words.called(phi)}, {last} sublayers"
+        what = f"{stack}: log10 mean square of the {name}, sublayer {sublayer}"
         yield claim(what, at[name], theory=round(float(at[f"{name}_theory"]), 12), source="arXiv:2002.04745")
     for stack in STACKS:
         one = data.sel(stack=stack)
