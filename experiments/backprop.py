@@ -23,10 +23,11 @@ import numpy as np
 import optax
 import xarray as xr
 
-from jaxstab.diagnosis.graph import GRADIENT, VALUE, Graph, draw_graph
+from jaxstab.diagnosis.graph import Graph, draw_graph
 from jaxstab.diagnosis.nodes import write_number
 from jaxstab.diagnosis.onnx import to_onnx
 from jaxstab.errors import UsageError
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -168,18 +169,26 @@ def plot(record: Record) -> dict[str, Figure]:
     data = record.data
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2))
     places = np.arange(data.sizes["weight"])
-    left.bar(places - 0.18, np.abs(data.by_hand), 0.34, label="by hand")
-    left.bar(places + 0.18, np.abs(data.by_grad), 0.34, label="jax.grad")
+    left.plot(places, np.abs(data.by_hand), "o", markersize=9, markerfacecolor="none", label="by hand")
+    left.plot(places, np.abs(data.by_grad), "x", label="jax.grad")
     left.set_xticks(places, data.weight.values)
-    title = f"loss {float(data.loss):.5f}; after a step at rate 1: {float(data.loss_after_one_step):.5f}"
-    left.set(yscale="log", ylabel="|gradient|", title=title)
+    left.set(
+        yscale="log", ylabel="|gradient of the loss|", title="By hand and by jax.grad: the same gradients"
+    )
     left.legend()
     for unit in (0, 1):
         right.plot(data.sigmoid, data.sigmoid_slope.isel(unit=unit), "o-", label=f"unit {unit + 1}")
-    right.axhline(0.25, color="0.4", linewidth=0.9, linestyle="--")
-    right.annotate("1/4, the most", (1.0, 0.25), (1.0, 0.29), fontsize=8)
-    right.set(yscale="log", xticks=[1, 2], xlabel="sigmoid", title="slope of each sigmoid, y (1 - y)")
+    figures.theory(right, [1, 2], [0.25, 0.25], label="1/4, the most")
+    right.set(yscale="log", ylim=(None, 0.5), xticks=[1, 2], xlabel="layer", ylabel="slope y (1 - y)")
+    right.set_title("What each sigmoid leaves of the gradient")
     right.legend(loc="lower left")
+    slopes = [words.listed(words.number(s, 2) for s in data.sigmoid_slope.sel(sigmoid=i)) for i in (1, 2)]
+    figures.describe(
+        figure,
+        "Left: the sizes of six gradients, by hand as circles and by jax.grad as crosses, which lie in one"
+        f" another. Right: the slopes of the sigmoids, {slopes[0]} in layer 1 and {slopes[1]} in layer 2,"
+        " under a line at 1/4.",
+    )
     return {"gradients": figure, **{f"graph_of_{name}": plot_graph(data, name) for name in ("e", "network")}}
 
 
@@ -194,15 +203,15 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
     x = (place + 0.5) / np.array([np.count_nonzero(layer == layer[n]) for n in range(layer.size)])
     lines = []
     for name, value, gradient in zip(label, values, gradients, strict=True):
-        known = ((f"= {value}", VALUE), (f"∂ {gradient}", GRADIENT))
+        known = ((f"= {value}", "C0"), (f"∂ {gradient}", "C1"))
         news = [
             (text, color) for text, color in known if text[2:] not in ("", name)
         ]  # a number's label is its value
-        lines.append([(name, "black"), *news])
+        lines.append([(name, None), *news])
     figure, axes = plt.subplots(figsize=(6.5, 0.8 * (layer.max() + 1.5)))
     for source, target in edges:
         below = layer[source] + 0.2 * len(lines[source]) - 0.3
-        arrow = {"arrowstyle": "->", "color": "0.5"}
+        arrow = {"arrowstyle": "->", "color": figures.THEORY}
         axes.annotate("", (x[target], layer[target] - 0.3), (x[source], below), arrowprops=arrow)
     for n in range(layer.size):
         for row, (text, color) in enumerate(lines[n]):
@@ -212,7 +221,27 @@ def plot_graph(data: xr.Dataset, name: str) -> Figure:
         xlim=(0, 1), ylim=(layer.max(), -0.4), title="= value, forward; ∂ gradient of the output, backward"
     )
     axes.axis("off")
+    told = [f"{line[0][0]} {' '.join(text for text, _ in line[1:])}".strip() for line in lines]
+    figures.describe(
+        figure,
+        "A graph of the computation from top to bottom, value (=) and gradient (∂) at each node:"
+        f" {'; '.join(told)}.",
+    )
     return figure
+
+
+def findings(record: Record) -> str:
+    """How far the two ways are apart, and the slopes of the sigmoids."""
+    data = record.data
+    difference = np.max(np.abs(data.by_hand - data.by_grad) / np.abs(data.by_grad))
+    slopes = [words.listed(words.number(s, 2) for s in data.sigmoid_slope.sel(sigmoid=i)) for i in (1, 2)]
+    return (
+        "By hand and by jax.grad the six gradients of the network 1-2-2 differ by"
+        f" {words.number(difference, 2)} of their size at most (float32 rounds by"
+        f" {words.number(np.finfo(np.float32).eps, 2)}). A sigmoid's slope, at most 1/4, is {slopes[0]} in"
+        f" the first layer and {slopes[1]} in the second; a step at rate 1 changes"
+        f" the loss of {float(data.loss):.5f} by {words.number(data.loss_after_one_step - data.loss, 2)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
@@ -112,20 +112,32 @@ def plot(record: Record) -> dict[str, Figure]:
                 panel.set_ylim((low + high) / 2 - 0.25, (low + high) / 2 + 0.25)
             bad = one.first_bad_layer_forward
             if title == "forward" and bool((bad > 0).any()):
-                panel.axvline(float(jaxstab.quantiles(bad, 0.5)), color=figures.PUBLISHED, linewidth=1)
+                panel.axvline(float(jaxstab.quantiles(bad, 0.5)), color="C1", linewidth=1)
                 panel.annotate(
-                    "float32\nends",
+                    "float32\nends here",
                     (float(jaxstab.quantiles(bad, 0.5)) + 2, 5),
-                    color=figures.PUBLISHED,
+                    color="C1",
                     fontsize=8,
                 )
             panel.set_title(label)
         what = "rms of the layer" if title == "forward" else "rms of the gradient"
-        pictures[title].supxlabel("layer", fontsize=9.5)
-        pictures[title].supylabel(f"log10 {what}", fontsize=9.5)
-        pictures[title].suptitle(
-            "median and 95 % of seeds; dashes: infinite width; dots: 95 % at this width, where the law is known",
-            fontsize=9,
+        for panel in panels[1]:
+            panel.set_xlabel("layer")
+        pictures[title].supylabel(f"log10 of the {what}", fontsize=9.5)
+        figures.note(
+            pictures[title],
+            figures.of_seeds(data.sizes["seed"]),
+            "dashes: infinite width, dots: 95 % at this width, where the law is known",
+        )
+        moved = [
+            f"“{label}” {words.power(float(ends[-1] - ends[0]) * (1 if title == 'forward' else -1))}"
+            for label in CONFIGURATIONS
+            for ends in [jaxstab.quantiles(data[name].sel(configuration=label), 0.5).values]
+        ]
+        figures.describe(
+            pictures[title],
+            f"Eight panels, one for each initialization: log10 of the {what} over {int(data.depth)} layers,"
+            f" with theory as dashes. In the direction of travel it is multiplied by {'; '.join(moved)}.",
         )
     pictures["spread"] = plot_spread(data)
     return pictures
@@ -137,16 +149,54 @@ def plot_spread(data: xr.Dataset) -> Figure:
 
     figure, panel = plt.subplots(figsize=(6, 3.2))
     last = data.log10_single_rms.isel(layer=-1) + 0.0
-    figures.histogram(panel, last, label=f"{last.size} networks, one input")
+    figures.histogram(panel, last, label=f"{last.size:,} networks, one input")
     log_mean, log_var = finite_width.hanin_nica(int(data.width), int(data.depth))  # of ln |h|^2
     mean, std = log_mean / np.log(100), np.sqrt(log_var) / np.log(100)
     x = np.linspace(mean - 4 * std, mean + 4 * std, 200)
     figures.theory(
-        panel, x, np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)), label="Hanin & Nica"
+        panel,
+        x,
+        np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)),
+        label="theory: Hanin & Nica 2019",
     )
-    panel.set(xlabel="log10 rms at the last layer", ylabel="density", title="Kaiming, ReLU")
+    panel.set(xlabel=f"log10 of the rms at layer {int(data.depth)}", ylabel="density")
+    panel.set_title("Kaiming, ReLU: the spread over seeds is log-normal")
     panel.legend()
+    low, middle, high = (float(q) for q in figures.quantiles(last, dim="single_seed"))
+    figures.describe(
+        figure,
+        f"Density of log10 of the last layer's rms over {last.size} Kaiming networks: a bell with median"
+        f" {middle:.2f} and 95 % between {low:.2f} and {high:.2f}, under the curve of Hanin and Nica's"
+        " log-normal law.",
+    )
     return figure
+
+
+def findings(record: Record) -> str:
+    """Which of the eight keep signal and gradient within a factor of ten, and what the others do to them."""
+    data = record.data
+    rises = {
+        way: (one.isel(layer=last) - one.isel(layer=first))
+        for way, one, first, last in (
+            ("signal", data.log10_forward_rms, 0, -1),
+            ("gradient", data.log10_backward_rms, -1, 0),
+        )
+    }
+    totals = {way: jaxstab.quantiles(rise, 0.5) for way, rise in rises.items()}
+    is_kept = (abs(totals["signal"]) < np.log10(2)) & (abs(totals["gradient"]) < np.log10(2))
+    kept = [f"“{name}”" for name in data.configuration.values[is_kept]]
+    others = [
+        f"“{name}” {words.power(total.signal)} and {words.power(total.gradient)}"
+        for name in data.configuration.values[~is_kept]
+        for total in [xr.Dataset(totals).sel(configuration=name)]
+    ]
+    bad = data.first_bad_layer_forward.sel(configuration="N(0, 1)")
+    end = "no layer" if not (bad > 0).any() else f"layer {words.interval(bad)}"
+    return (
+        f"Over {int(data.depth)} layers of {int(data.width)} units {words.listed(kept)} keep the median"
+        " signal and gradient within a factor of 2; the others multiply signal and gradient by:"
+        f" {'; '.join(others)}. In float32 numbers from N(0, 1) weights are not finite from {end} on."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

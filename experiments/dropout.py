@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from scipy import stats
 
 import jaxstab
 from jaxstab.data.images import ImageData
 from jaxstab.nets import mlp
-from jaxstab.report import figures, substitute
+from jaxstab.report import figures, substitute, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HIDDEN, BATCH, RATE = (256, 256), 256, 0.5
@@ -140,33 +142,91 @@ def plot(record: Record) -> dict[str, Figure]:
 
     data = record.data
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3))
+    plot_layer(left, data)
+    spelled = {"none": "without", "chapter": "with dropout"}
+    for name, color in zip(RATES, ("C0", "C1"), strict=True):
+        one = data.sel(rates=name)
+        figures.band(
+            middle, one.train_loss, x="epoch", color=color, linestyle=":", label=f"training, {spelled[name]}"
+        )
+        figures.band(middle, one.test_loss, x="epoch", color=color, label=f"test, {spelled[name]}")
+    middle.set(xlabel="epoch", yscale="log", ylabel="loss [nat]")
+    ends = {name: words.median(data.test_loss.sel(rates=name).isel(epoch=-1)) for name in RATES}
+    middle.set_title(f"Test loss: {ends['chapter']} with, {ends['none']} without")
+    plot_entropies(right, data.sel(rates="chapter"))
+    for panel in (left, middle, right):
+        panel.legend(fontsize=7.5)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    figures.describe(figure, tell(data, ends))
+    return {"dropout": figure}
+
+
+def plot_layer(panel: Axes, data: xr.Dataset) -> None:
+    """Mean of the layer's output over its draws at each rate, with the published draw."""
     mean = data.dropped.mean(("row", "column"))
     low, _, high = figures.quantiles(mean, dim="layer_seed")
     center = mean.mean("layer_seed")
     spread = (center - low, high - center)
-    left.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
-    left.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="printed draw")
-    figures.theory(left, [0, 1], [X.mean()] * 2, label="mean of X")
-    left.set(xlabel="dropout rate p", title="mean of the layer's output", ylim=(-1, 22))
-    for name, color in zip(RATES, ("C0", "C1"), strict=True):
-        one = data.sel(rates=name)
-        figures.band(
-            middle, one.train_loss, x="epoch", color=color, linestyle=":", label=f"train, dropout: {name}"
-        )
-        figures.band(middle, one.test_loss, x="epoch", color=color, label=f"test, dropout: {name}")
-    middle.set(xlabel="epoch", yscale="log", title="loss")
-    one = data.sel(rates="chapter")
+    panel.errorbar(data.p, center, spread, fmt="o", capsize=3, label="mean and 95 % of draws")
+    panel.plot(0.5, PRINTED_HALF.mean(), "x", color=figures.PUBLISHED, label="published draw")
+    figures.theory(panel, [0, 1], [X.mean()] * 2, label="mean of X")
+    panel.set(xlabel="dropout rate p", ylabel="mean of the layer's output", ylim=(-1, 22))
+    panel.set_title("Below p = 1 the layer keeps the mean")
+
+
+def plot_entropies(panel: Axes, one: xr.Dataset) -> None:
+    """Densities of the entropy of right and of wrong predictions."""
     for wrong, label in ((0, "right"), (1, "wrong")):
         sample = one.entropy.values[one.is_wrong.values == wrong]
-        figures.histogram(right, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
-    right.set(
+        figures.histogram(panel, sample, bins=30, color=f"C{wrong}", label=f"{label} ({len(sample)})")
+    panel.set(
         xlabel="entropy of the prediction [nat]",
+        ylabel="density",
         yscale="log",
-        title=f"Monte Carlo dropout, {one.seed.size} seeds",
+        title="Predictions that are right or wrong",
     )
-    for panel in (left, middle, right):
-        panel.legend(fontsize=7.5)
-    return {"dropout": figure}
+
+
+def tell(data: xr.Dataset, ends: dict[str, str]) -> str:
+    """The figure in words; `ends` are the last test losses."""
+    one = data.sel(rates="chapter")
+    entropies = [
+        words.number(sample.mean()) if sample.size else "of none"
+        for wrong in (0, 1)
+        for sample in [one.entropy.values[one.is_wrong.values == wrong]]
+    ]
+    return (
+        f"Left: the mean of the layer's output at each rate, near {words.number(X.mean())} but for p = 1,"
+        f" with the published draw. Middle: losses over {data.sizes['epoch']} epochs; the test loss ends at"
+        f" {ends['chapter']} with dropout and at {ends['none']} without. Right: densities of the entropy,"
+        f" with a mean in nat of {entropies[0]} for right predictions and {entropies[1]} for wrong ones."
+    )
+
+
+def findings(record: Record) -> str:
+    """What the layer keeps, what the network reaches with and without it, and whether uncertainty tells wrong."""
+    data = record.data
+    p = data.p.values[1:-1]
+    means = [words.number(data.dropped.sel(p=one).mean()) for one in p]
+    reached = [
+        f"{words.bracketed(data.test_accuracy.sel(rates=name).isel(epoch=-1))} {how}"
+        for name, how in (("chapter", "with dropout"), ("none", "without"))
+    ]
+    told = data.separation.dropna("seed")
+    uncertain = (
+        "With dropout left on in testing a wrong prediction is less certain (larger entropy) than a right"
+        f" one with a chance of {words.bracketed(told)}, where 1/2 would tell nothing; in brackets 95 % of"
+        f" {told.size} seeds."
+        if told.size
+        else "No prediction was wrong, so that its uncertainty tells nothing."
+    )
+    return (
+        f"The layer's output at p = {words.listed(f'{one:g}' for one in p)} has a mean of"
+        f" {words.listed(means)} over {data.sizes['layer_seed']:,} draws, where its input's is"
+        f" {words.number(X.mean())}; after {data.sizes['epoch']} epochs of"
+        f" {words.DATASETS[str(data.dataset.values)]} the test accuracy is {words.listed(reached)}."
+        f" {uncertain}"
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

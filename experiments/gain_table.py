@@ -8,17 +8,18 @@ deviations, which their text describes, is 1.71, since a ReLU's output has a mea
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxstab
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
-from jaxstab.report.figures import MEASURED, THEORY
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
 
@@ -68,29 +69,73 @@ def _gain(activation: str, kind: str) -> float:
 
 
 def plot(record: Record) -> dict[str, Figure]:
-    """Sampled standard-deviation ratios as violins over the seeds; exact, backward and PyTorch's as marks."""
+    """Exact gains as marks, sampled ones as bars of 95 % of seeds, in the order of the forward gain."""
     import matplotlib.pyplot as plt
 
-    data = record.data
+    data = record.data.sortby("exact_forward")
     places = np.arange(data.sizes["activation"])
-    figure, panel = plt.subplots(figsize=(9, 3.6))
-    violins = panel.violinplot(list(data["std"].values), places, widths=0.8, showextrema=False)
-    for body in violins["bodies"]:  # type: ignore[attr-defined]
-        body.set(facecolor=MEASURED, alpha=0.45)
+    figure, panel = plt.subplots(figsize=(9, 3.8))
     marks = {
-        "std": ("_", "std ratio"),
-        "forward": ("x", "forward"),
-        "backward": ("+", "backward"),
-        "pytorch": ("o", "PyTorch"),
+        "forward": ("x", figures.MEASURED, "keeps the mean square"),
+        "std": ("_", "C1", "keeps the standard deviation"),
+        "backward": ("+", "C2", "keeps the gradient"),
+        "pytorch": ("o", figures.THEORY, "PyTorch's"),
     }
-    for kind, (marker, label) in marks.items():
-        hollow: dict[str, Any] = {"mfc": "none", "mec": "#d1603d"} if marker == "o" else {"color": THEORY}
-        panel.plot(places, data[f"exact_{kind}"], marker, ms=6.5, mew=1.1, label=label, **hollow)
-    panel.set_xticks(places, data.activation.values, rotation=30, ha="right")
-    panel.set(ylabel="gain", title=f"sampled (violin, {data.sizes['seed']} seeds) and exact gains")
-    panel.legend(ncols=4, loc="upper left")
-    panel.set_ylim(0.7, 1.12 * float(data.exact_std.max()))
+    for kind, (marker, color, label) in marks.items():
+        hollow = {"markerfacecolor": "none", "linestyle": "none", "markersize": 7.5, "markeredgewidth": 1.3}
+        panel.plot(places, data[f"exact_{kind}"], marker, color=color, label=label, **hollow)
+        if kind in data:
+            low, middle, high = figures.quantiles(data[kind])
+            panel.errorbar(
+                places,
+                middle,
+                (middle - low, high - middle),
+                fmt="none",
+                color=color,
+                linewidth=4,
+                alpha=0.35,
+            )
+    panel.set_xticks(places, [words.called(name) for name in data.activation.values], rotation=30, ha="right")
+    panel.set(
+        yscale="log", ylabel="gain", title="Which gain an activation needs depends on what it is to keep"
+    )
+    figures.plain_ticks(panel.yaxis, [0.75, 1, 1.5, 2, 3, 4, 5])
+    panel.legend(ncols=2, loc="upper left")
+    figures.note(
+        figure, f"marks: exact, bars: 95 % of {data.sizes['seed']:,} seeds of {int(data.samples):,} samples"
+    )
+    told = [f"{words.called(n)} {words.number(x)}" for n, x in data.exact_forward.to_series().items()]
+    figures.describe(
+        figure,
+        "For each activation the gains that keep the mean square, the standard deviation and the gradient"
+        " of normal numbers, and PyTorch's where it has one. Those that keep the mean square are"
+        f" {words.listed(told)}.",
+    )
     return {"gains": figure}
+
+
+def findings(record: Record) -> str:
+    """The exact gains, how closely samples come to them, and where PyTorch's are others."""
+    data = record.data
+    kept = [
+        f"{words.number(one.exact_forward)} for {words.called(name)}"
+        for name in ("relu", "tanh", "sigmoid", "gelu")
+        for one in [data.sel(activation=name)]
+    ]
+    apart = math.ceil(1000 * float(abs(data.forward / data.exact_forward - 1).max())) / 10
+    off = (data.exact_pytorch / data.exact_forward - 1).to_series().dropna()
+    others = [
+        f"{words.called(name)} {words.number(data.exact_pytorch.sel(activation=name))} ({100 * share:+.0f} %)"
+        for name, share in off.items()
+        if abs(share) > 0.005
+    ]
+    relu = data.sel(activation="relu")
+    return (
+        f"The gain that keeps the mean square of N(0, 1) numbers is {words.listed(kept)}; those of"
+        f" {int(data.samples):,} samples are within {apart:g} % of the exact ones, of which PyTorch's differ"
+        f" for {words.listed(others)}. ReLU's {words.number(relu.exact_forward)} is such a ratio of second"
+        f" moments; of standard deviations it is {words.number(relu.exact_std)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -20,7 +20,7 @@ import xarray as xr
 
 import jaxstab
 from jaxstab.nets import initializers
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -113,10 +113,24 @@ def plot(record: Record) -> dict[str, Figure]:
                 figures.band(panel, one[name], label=label)
                 figures.theory(panel, one.layer, one[f"{name}_theory"])
             panel.set_ylim(-25, 5)
-            panel.set_title(f"{activation}, {'signal' if 'forward' in name else 'gradient'}")
-    panels[1, 1].legend(loc="lower right")
-    figure.supxlabel("layer", fontsize=9.5)
-    figure.supylabel("log10 rms (dashes: theory)", fontsize=9.5)
+            panel.set_title(f"{words.called(activation)}: {'signal' if 'forward' in name else 'gradient'}")
+            if "forward" in name:
+                figures.label_lines(panel)
+        row[0].set_ylabel("log10 of the rms")
+    for panel in panels[1]:
+        panel.set_xlabel(f"layer of {int(deep.depth)}")
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dashes: theory")
+    figures.describe(
+        figure,
+        f"Four panels: log10 of the rms of signal and gradient over {int(deep.depth)} layers, for ReLU and"
+        " tanh, a line for each initialization. "
+        + "; ".join(
+            f"{label}'s signal under ReLU becomes {words.median(one.isel(layer=-1), words.power)}"
+            for label in INITS
+            for one in [deep.log10_forward_rms.sel(configuration=label, activation="relu")]
+        )
+        + ".",
+    )
     return {"deep": figure, "unequal": plot_unequal(data)}
 
 
@@ -126,20 +140,30 @@ def plot_unequal(data: xr.Dataset) -> Figure:
 
     figure, panel = plt.subplots(figsize=(6.4, 3.3))
     for i, (name, fan) in enumerate([("forward_var", "n_in"), ("backward_var", "n_out")]):
-        places = np.arange(len(MODES)) + 0.36 * (i - 0.5)
+        places = np.arange(len(MODES)) + 0.16 * (i - 0.5)
         one = data[name].sel(distribution="normal")
-        panel.bar(places, jaxstab.quantiles(one, 0.5), 0.34, label=name.removesuffix("_var"))
-        panel.plot(
-            places, [data.attrs[fan] * gamma(data, mode) for mode in MODES], "_", color=figures.THEORY, ms=22
-        )
-    panel.axhline(1, color="0.5", linewidth=0.8, linestyle=":")
+        low, middle, high = figures.quantiles(one)
+        label = f"measured, {name.removesuffix('_var')}"
+        panel.errorbar(places, middle, (middle - low, high - middle), fmt="o", capsize=3, label=label)
+        told = [data.attrs[fan] * gamma(data, mode) for mode in MODES]
+        panel.plot(places, told, "_", color=figures.THEORY, ms=22, label=None if i else "theory")
+    panel.axhline(1, color=figures.THEORY, linewidth=0.9, linestyle=":")
     panel.set_xticks(np.arange(len(MODES)), ["1/n_in", "2/(n_in + n_out)", "1/n_out"])
     panel.set(
         yscale="log",
-        ylabel="variance",
-        title=f"a layer from {data.attrs['n_in']} to {data.attrs['n_out']} units",
+        xlim=(-0.5, len(MODES) - 0.5),
+        xlabel="variance of a weight",
+        ylabel="variance of what leaves",
+        title=f"From {data.attrs['n_in']} to {data.attrs['n_out']} units no weight keeps both variances at 1",
     )
+    figures.plain_ticks(panel.yaxis, [0.1, 0.2, 0.5, 1, 2, 5, 10])
     panel.legend()
+    figures.note(figure, f"points: median and 95 % of {data.sizes['seed']} seeds")
+    figures.describe(
+        figure,
+        "Two points, variance forward and backward, for each of three variances of the weights: 1/n_in"
+        " keeps the forward one at 1, 1/n_out the backward one, and 2/(n_in + n_out) neither.",
+    )
     return figure
 
 
@@ -147,6 +171,30 @@ def gamma(data: xr.Dataset, mode: str) -> float:
     """A weight's variance under a mode."""
     n_in, n_out = data.attrs["n_in"], data.attrs["n_out"]
     return {"fan_in": 1 / n_in, "fan_avg": 2 / (n_in + n_out), "fan_out": 1 / n_out}[mode]
+
+
+def findings(record: Record) -> str:
+    """What each scheme leaves of a ReLU network's gradient, shallow and deep, and the compromise of Xavier."""
+    data = record.data
+    told = []
+    for depth in data.depth.values:
+        one = data.log10_backward_rms.sel(depth=depth, activation="relu")
+        lost = one.sel(layer=1) - one.sel(layer=depth)
+        left = {name: words.middle(lost.sel(configuration=name)) for name in INITS}
+        each = [
+            f"{words.power(left[name])} ({name})" for name in sorted(left, key=left.__getitem__, reverse=True)
+        ]
+        told.append(f"through {depth} layers {words.listed(each)}")
+    variances = [
+        f"{words.median(data[f'{way}_var'].sel(distribution='normal', mode='fan_avg'))} {way}"
+        for way in ("forward", "backward")
+    ]
+    return (
+        f"Of the gradient's rms at the last layer of a ReLU network ({int(data.width)} units a layer) the"
+        f" first layer gets {'; '.join(told)}; medians of {data.sizes['seed']} seeds. From"
+        f" {data.attrs['n_in']} to {data.attrs['n_out']} units Xavier's compromise turns a variance of 1"
+        f" into {words.listed(variances)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

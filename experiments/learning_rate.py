@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import jaxstab
-from jaxstab.report import endings, figures
+from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.training import DIVERGED, NONFINITE, OK
@@ -75,7 +75,6 @@ def run(config: Config) -> Record:
 def plot(record: Record) -> dict[str, Figure]:
     """A map for each depth: how runs ended; below, the width of the range that trains against sigma_w."""
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
 
     data = record.data
     depths = data.depth.values
@@ -84,19 +83,52 @@ def plot(record: Record) -> dict[str, Figure]:
         one = data.sel(depth=depth)
         endings.draw_map(panel, one.status, "sigma_w", "learning_rate")
         figures.theory(panel, [data.attrs["critical"]] * 2, [1e-3, 1e2])
-        panel.set(xlabel="$\\sigma_w$", title=f"{depth} hidden layers")
+        panel.set(xlabel="$\\sigma_w$", title=f"{depth} hidden layer{'s' * (depth != '1')}: how runs end")
         panel.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
         panel.minorticks_off()
-        figures.band(panels[-1], one.trained_decades, x="sigma_w", label=f"depth {depth}")
+        figures.band(panels[-1], one.trained_decades, x="sigma_w", label=f"{depth} hidden")
     panels[0].set_ylabel("learning rate")
     panels[-1].axvline(data.attrs["critical"], color=figures.THEORY, linestyle=(0, (4, 2)), linewidth=1.1)
-    panels[-1].set(xscale="log", xlabel="$\\sigma_w$", title="decades of rates that train", ylim=(0, None))
+    panels[-1].set(xscale="log", xlabel="$\\sigma_w$", ylabel="decades", ylim=(0, None))
+    panels[-1].set_title("Decades of rates that train")
     panels[-1].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     panels[-1].minorticks_off()
     panels[-1].legend()
-    patches = [Patch(color=color, label=flag) for flag, color in endings.COLORS.items()]
-    figure.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    endings.draw_legend(figure, data.status)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]), "dashes: $\\chi$ = 1")
+    widest = [
+        f"{words.number(middle.max())} decades at sigma_w = {words.number(middle.idxmax(), 2)} with {depth}"
+        for depth in depths
+        for middle in [jaxstab.quantiles(data.trained_decades.sel(depth=depth), 0.5)]
+    ]
+    figures.describe(
+        figure,
+        "Maps of learning rate against sigma_w, coloured by how runs end: trained, untrained, diverged or"
+        f" not finite; a panel for {words.listed(depths)} hidden layers. The rates that train span at most"
+        f" {words.listed(widest)}.",
+    )
     return {"ranges": figure}
+
+
+def findings(record: Record) -> str:
+    """Decades of rates that train, by depth, at chi = 1 and on both sides of it."""
+    data = record.data
+    scales = dict.fromkeys(
+        float(data.sigma_w.sel(sigma_w=factor * data.attrs["critical"], method="nearest"))
+        for factor in (0.5, 1, 2)
+    )  # of a coarse grid two may be the same
+    told = [
+        f"{words.listed(f'{words.bracketed(one.sel(sigma_w=s))} at sigma_w = {words.number(s, 2)}' for s in scales)}"
+        f" with {depth} hidden layer{'s' * (depth != '1')}"
+        for depth in data.depth.values
+        for one in [data.trained_decades.sel(depth=depth)]
+    ]
+    return (
+        f"Of five decades of learning rates so many train tanh networks of {WIDTH} units on scikit-learn's"
+        f" digits in {int(data.epochs)} epoch{'s' * (int(data.epochs) > 1)}: {'; '.join(told)} (chi = 1 at"
+        f" sigma_w = {words.number(data.attrs['critical'])}; in brackets 95 % of {data.sizes['seed']}"
+        " seeds)."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

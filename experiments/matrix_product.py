@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import finite_width
@@ -74,24 +74,55 @@ def plot(record: Record) -> dict[str, Figure]:
 
     data = record.data
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
-    figures.band(left, data.log10_forward_rms, label=f"{data.sizes['seed']} products")
+    figures.band(left, data.log10_forward_rms, label="measured")
     exponent = float(finite_width.lyapunov_exponents(SIZE)[0]) / np.log(10)
     start = float(jaxstab.quantiles(data.log10_forward_rms.isel(layer=0), 0.5))
     figures.theory(left, data.layer, start + exponent * (data.layer - 1), label="Lyapunov exponent")
-    left.set(xlabel="matrices multiplied on", ylabel="log10 rms of the entries", title="growth")
+    last = data.log10_forward_rms.isel(layer=-1)
+    left.set(xlabel="matrices multiplied on", ylabel="log10 of the entries' rms")
+    left.set_title(f"A product of {STEPS} matrices has entries of about {words.median(last, words.power)}")
     left.legend(loc="upper left")
-    figures.histogram(right, data.log10_entry, label="one entry of each product")
+    figures.histogram(right, data.log10_entry, label="an entry of each product")
     probability = np.linspace(0.001, 0.999, 200)
     x = np.array([finite_width.log10_entry_quantile(p, SIZE, STEPS + 1) for p in probability])
     figures.theory(right, x, np.gradient(probability, x), label="theory")
     for shade, (name, entries) in zip(("-", ":"), PRINTED.items(), strict=True):
         value = np.log10(abs(entries[0][0]))
         right.axvline(
-            value, color=figures.PUBLISHED, linewidth=1.2, linestyle=shade, label=f"printed, {name}"
+            value, color=figures.PUBLISHED, linewidth=1.2, linestyle=shade, label=f"published, {name}"
         )
-    right.set(xlabel="log10 |entry| of the product", ylabel="density", title="the printed draws among all")
+    larger = [words.percent((data.log10_entry < np.log10(abs(e[0][0]))).mean()) for e in PRINTED.values()]
+    right.set(xlabel="log10 |entry|", ylabel="density")
+    right.set_title(f"The published entries are larger than {words.listed(larger)} of all")
     right.legend(loc="upper left", fontsize=7.5)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "products"))
+    figures.describe(
+        figure,
+        "Left: log10 of the rms of the entries over the number of matrices, a straight line up to"
+        f" {float(last.median()):.1f} behind {STEPS}, as the Lyapunov exponent predicts. Right: the density"
+        " of log10 of one entry, a bell that follows theory's curve, with the two printed draws as vertical"
+        f" lines, larger than {words.listed(larger)} of all.",
+    )
     return {"products": figure}
+
+
+def findings(record: Record) -> str:
+    """How fast the products grow, how large they get, and where the printed ones stand among them."""
+    rms = record.data.log10_forward_rms
+    growth = 10 ** ((rms.isel(layer=-1) - rms.isel(layer=0)) / (rms.sizes["layer"] - 1))
+    exponent = np.exp(float(finite_width.lyapunov_exponents(SIZE)[0]))
+    last = rms.isel(layer=-1)
+    above = [
+        f"{words.percent((last < np.log10(np.sqrt(np.mean(np.square(entries))))).mean())} ({source})"
+        for source, entries in PRINTED.items()
+    ]
+    return (
+        f"Each {SIZE} x {SIZE} matrix of N(0, 1) numbers makes the entries"
+        f" {words.interval(growth, of='products')} times larger, where theory says {words.number(exponent)};"
+        f" behind {rms.sizes['layer']} of them the entries' rms is"
+        f" {words.interval(last, words.power, of='products')}. The printed products are larger than"
+        f" {words.listed(above)} of these."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -28,7 +28,7 @@ import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import Mlp
-from jaxstab.report import figures, substitute
+from jaxstab.report import figures, substitute, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
@@ -178,16 +178,25 @@ def plot(record: Record) -> dict[str, Figure]:
     import matplotlib.pyplot as plt
 
     data = record.data
-    curves, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    curves, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     names = {"train_loss": "train loss", "train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
+    told = []
     for panel, way in zip(panels, ("scratch", "concise"), strict=True):
+        one = data.sel(way=way)
         for name, label in names.items():
-            figures.band(panel, data[name].sel(way=way), x="epoch", label=label)
-        panel.axhline(0.5, color=figures.THEORY, linewidth=0.8, linestyle=":")
-        panel.set(
-            xlabel="epoch", title=f"{way}{figures.diverged(data.train_loss.sel(way=way))}", ylim=(0, 2.4)
-        )
+            figures.band(panel, one[name], x="epoch", label=label)
+        reached = {name: words.median(one[name].isel(epoch=-1)) for name in names}
+        told.append(f"{way} to {words.listed(f'{reached[name]} ({label})' for name, label in names.items())}")
+        panel.set(xlabel="epoch", ylim=(0, 2.4))
+        panel.set_title(f"{way}: test accuracy {reached['test_accuracy']}{figures.diverged(one.train_loss)}")
+    panels[0].set_ylabel("loss [nat] or accuracy")
     panels[0].legend()
+    figures.note(curves, figures.of_seeds(data.sizes["seed"]))
+    figures.describe(
+        curves,
+        "Two panels, from scratch and concise: training loss falls and accuracies rise over"
+        f" {data.sizes['epoch']} epochs, in the end {'; '.join(told)}.",
+    )
     return {"curves": curves, "pictures": plot_pictures(data)}
 
 
@@ -197,19 +206,41 @@ def plot_pictures(data: xr.Dataset) -> Figure:
 
     names = datasets.classes(str(data.dataset.values))
     figure, panels = plt.subplots(2, PICTURES // 2, figsize=(9, 3.8))
+    said = []
     for number, panel in enumerate(panels.flat):
         predicted = data.predicted.sel(way="scratch").isel(image=number)
         votes = np.bincount(predicted, minlength=CLASSES)
         best, label = int(votes.argmax()), int(data.label[number])
         panel.imshow(data.picture[number], cmap="gray_r")
-        color = figures.MEASURED if best == label else figures.PUBLISHED
+        color = plt.rcParams["text.color"] if best == label else "C4"
+        said.append(f"{names[label]} as {names[best]} by {votes[best]} of {votes.sum()}")
         text = f"{names[label]}\n{names[best]} ({votes[best]}/{votes.sum()})"
         panel.set_title(text, fontsize=8, color=color, loc="center")
         panel.set_axis_off()
     figure.supxlabel(
         "above: the label; below: what most seeds predict (from scratch), and how many", fontsize=8
     )
+    figures.describe(
+        figure,
+        f"The first {PICTURES} test images with their label and what most seeds predict: {'; '.join(said)}.",
+    )
     return figure
+
+
+def findings(record: Record) -> str:
+    """What both ways reach, and how far they are apart on one draw."""
+    data = record.data
+    reached = [
+        f"{words.bracketed(data.test_accuracy.sel(way=way).isel(epoch=-1))} {label}"
+        for way, label in (("scratch", "from scratch"), ("concise", "in Flax"))
+    ]
+    apart = data.matched_difference.isel(early_epoch=0)
+    return (
+        f"After {data.sizes['epoch']} epochs of {words.DATASETS[str(data.dataset.values)]} the test accuracy"
+        f" is {words.listed(reached)}; in brackets 95 % of {data.sizes['seed']} seeds. From the same weights,"
+        f" over the same batches, the two codes' weights differ by {words.number(apart.max(), 2)} at most"
+        " after an epoch."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

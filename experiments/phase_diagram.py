@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -90,10 +90,14 @@ def plot(record: Record) -> dict[str, Figure]:
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
     scale = np.minimum(1 / np.abs(log_chi), 1e3)
     shown = [
-        (log_chi, "ln chi, measured", {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5}),
+        (
+            log_chi,
+            "How fast gradients grow, ln $\\chi$ a layer",
+            {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5},
+        ),
         (
             np.log10(scale),
-            "log10 depth scale 1/|ln chi|, layers",
+            "Depth that a gradient reaches, log10 of 1/|ln $\\chi$| layers",
             {"cmap": "cividis", "vmin": 0, "vmax": 2.5},
         ),
     ]
@@ -101,14 +105,43 @@ def plot(record: Record) -> dict[str, Figure]:
         mesh = panel.pcolormesh(data.sigma_w, data.sigma_b, values, rasterized=True, **colours)
         panel.grid(visible=False)
         figure.colorbar(mesh, ax=panel, shrink=0.9)
-        panel.plot(data.critical, data.sigma_b, color="black", linewidth=1.6, label="theory, chi = 1")
-        panel.plot(data.boundary, data.sigma_b, ".", color=figures.PUBLISHED, markersize=3, label="measured")
-        panel.set(xlabel="sigma_w", title=title, xlim=(0.5, 3))
-    panels[0].set_ylabel("sigma_b")
-    panels[0].legend(loc="upper left", facecolor="white", frameon=True)
-    panels[0].text(2.3, 0.35, "chaotic", fontsize=10)
-    panels[0].text(0.7, 1.0, "ordered", fontsize=10)
+        panel.plot(data.critical, data.sigma_b, color="black", linewidth=1.6, label="theory, $\\chi$ = 1")
+        panel.plot(data.boundary, data.sigma_b, ".", color="C1", markersize=3, label="measured")
+        panel.set(xlabel="$\\sigma_w$", title=title, xlim=(0.5, 3))
+    panels[0].set_ylabel("$\\sigma_b$")
+    # on the map, whose colours are the same whatever surrounds the figure
+    panels[0].legend(loc="upper left", facecolor="white", labelcolor="black", frameon=True)
+    panels[0].text(2.3, 0.35, "chaotic:\ngradients explode", fontsize=8.5, color="black")
+    panels[0].text(0.55, 0.8, "ordered:\ngradients vanish", fontsize=8.5, color="white")
+    share = words.percent(rows_within_a_step(data))
+    figures.describe(
+        figure,
+        "Two maps over sigma_w from 0.5 to 3 and sigma_b from 0.05 to 1.5: ln chi, negative on the left and"
+        " positive on the right of theory's line chi = 1, and the depth scale, largest along that line. The"
+        f" measured boundary lies within a grid step of the line in {share} of the rows.",
+    )
     return {"plane": figure}
+
+
+def findings(record: Record) -> str:
+    """How near to theory's line the measured boundary runs, and how large chi is far from it."""
+    data = record.data
+    step = float(data.sigma_w[1] - data.sigma_w[0])
+    row = data.isel(sigma_b=0)
+    ends = {way: words.middle(row.log_chi.isel(sigma_w=i)) for way, i in (("left", 0), ("right", -1))}
+    told = [
+        f"{'grows' if value > 0 else 'shrinks'} {words.number(np.exp(abs(value)))}-fold a layer at sigma_w ="
+        f" {words.number(row.sigma_w[i])}"
+        for i, value in zip((0, -1), ends.values(), strict=True)
+    ]
+    return (
+        "The boundary at which gradients of tanh networks neither vanish nor explode lies within one grid"
+        f" step ({words.number(step, 2)} in sigma_w) of theory's line chi = 1 in"
+        f" {words.percent(rows_within_a_step(data))} of {data.sizes['sigma_b']} values of sigma_b. At sigma_b"
+        f" = {words.number(row.sigma_b)} it runs at sigma_w = {words.number(row.boundary)} (theory"
+        f" {words.number(row.critical)}), and on the way back the gradient's mean square"
+        f" {words.listed(told)}."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -23,7 +23,7 @@ import optax
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit
@@ -114,19 +114,49 @@ def plot(record: Record) -> dict[str, Figure]:
         above.set(yscale="log", ylim=(1e-3, 1e2), xlabel="epoch", title=f"{name}: {powers} powers")
         low, median, high = figures.quantiles(one.weights)
         below.errorbar(
-            one.power, median, (median - low, high - median), fmt="_", capsize=2, label="median, 95 %"
+            one.power, median, (median - low, high - median), fmt="_", capsize=2, label="median and 95 %"
         )
-        below.plot(one.power, PRINTED[name], "x", color=figures.PUBLISHED, markersize=5, label="printed")
+        below.plot(one.power, PRINTED[name], "x", color=figures.PUBLISHED, markersize=5, label="published")
         truth = (*THEORY[name], *[np.nan] * (powers - len(THEORY[name])))
         below.plot(
             one.power, truth, "o", color=figures.THEORY, fillstyle="none", markersize=7, label="theory"
         )
         below.margins(x=0.15 if powers < 10 else 0.03)
-        below.set(xlabel="power of x", xticks=one.power[:: 1 if powers < 10 else 2], title="weights")
+        below.set(xlabel="power of x", xticks=one.power[:: 1 if powers < 10 else 2])
     panels[0, 0].set_ylabel("mean squared error")
+    panels[1, 0].set_ylabel("weight")
     panels[0, 0].legend()
     panels[1, 2].legend()
+    figures.note(figure, figures.of_seeds(record.data.sizes["seed"]))
+    ends = [
+        f"{name} {words.median(one.train_loss, words.short)} and {words.median(one.test_loss, words.short)}"
+        for name, (_, epochs) in REGIMES.items()
+        for one in [record.data.sel(configuration=name, epoch=epochs)]
+    ]
+    figures.describe(
+        figure,
+        f"Above: training and test loss over the epochs, in the end {'; '.join(ends)}. Below: each weight's"
+        " median and 95 % of seeds, with the published weight as a cross and theory's as a circle.",
+    )
     return {"fits": figure}
+
+
+def findings(record: Record) -> str:
+    """Of each regime, the weights whose sign is not luck, and how much worse it tests than it trains."""
+    told = []
+    for name, (powers, epochs) in REGIMES.items():
+        one = record.data.sel(configuration=name, power=slice(None, powers - 1))
+        low, _, high = figures.quantiles(one.weights)
+        last = one.sel(epoch=epochs)
+        told.append(
+            f"{int((low * high > 0).sum())} of {powers} weights ({name}, median test loss"
+            f" {words.median(last.test_loss, words.short)}, training loss"
+            f" {words.median(last.train_loss, words.short)})"
+        )
+    return (
+        f"With data and initialization drawn anew for each of {record.data.sizes['seed']:,} seeds, 95 % of"
+        f" them agree on the sign of {words.listed(told)}; those of the others depend on the seed."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -10,9 +10,10 @@ in danger.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,12 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DTYPES = ["float16", "bfloat16", "float32"]
@@ -34,6 +36,8 @@ STACKS = {
     "0.85 Kaiming, ReLU": {"activation": "relu", "init": "kaiming_normal", "gain": 0.85},
     "gain 0.01, tanh": {"activation": "tanh", "init": "lecun_normal", "gain": 0.01},
 }
+MARKS = {"bad": ("x", "not finite"), "lost": ("o", "all zero")}
+BAR: dict[str, Any] = {"linewidth": 4, "alpha": 0.45}
 BREAKS = [f"first_{what}_layer_{way}" for what in ("bad", "lost") for way in ("forward", "backward")]
 claim = partial(make_claim, "precision", source="lecture notes")
 
@@ -105,32 +109,54 @@ def lost_share(data: xr.Dataset) -> xr.DataArray:
 
 
 def plot(record: Record) -> dict[str, Figure]:
-    """The layer in which each stack breaks, measured and forecast; and gradients over float16's range."""
-    import matplotlib.pyplot as plt
+    """How far signals and gradients get in each dtype, and where they break; and gradients over float16's range."""
+    return {"breaks": plot_breaks(record.data), "scaling": plot_scaling(record.data)}
 
-    data = record.data
-    figure, panels = plt.subplots(1, len(STACKS), figsize=(12, 3.6), sharey=True)
-    for panel, name in zip(panels, STACKS, strict=True):
-        one = data.sel(stack=name)
-        for i, what in enumerate(BREAKS):
-            places = np.arange(len(DTYPES)) + 0.18 * (i - 1.5)
-            label = (
-                what.removeprefix("first_")
-                .replace("_layer_", " ")
-                .replace("bad", "not finite")
-                .replace("lost", "all zero")
-            )
-            layers = jaxstab.quantiles(one[what], 0.5)
-            panel.bar(places, layers, 0.16, label=label)
-            panel.plot(
-                places, one[f"{what}_theory"], "_", color=figures.THEORY, markersize=9, markeredgewidth=1.4
-            )
-        panel.set_xticks(np.arange(len(DTYPES)), DTYPES)
-        panel.set_title(name)
-    panels[0].set_ylabel("layer (0: nowhere)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle("first layer that breaks, in the direction of travel; dashes: forecast", fontsize=9.5)
-    return {"breaks": figure, "scaling": plot_scaling(data)}
+
+def plot_breaks(data: xr.Dataset) -> Figure:
+    """How far signals get from left to right and gradients from right to left, for each stack and dtype."""
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    depth = int(data.layer[-1])
+    for panel, way in zip(panels, ("forward", "backward"), strict=True):
+        draw_reach(panel, data, way)
+        panel.set_xlabel(f"layer of {depth}")
+        panel.grid(visible=False, axis="y")
+    panels[0].set_title("How far the signal gets, from left to right")
+    panels[1].set_title("How far the gradient gets, from right to left")
+    panels[0].set_yticks(range(len(STACKS)), list(STACKS))
+    panels[0].invert_yaxis()
+    line: dict[str, Any] = {"linestyle": "none", "color": figures.THEORY, "fillstyle": "none"}
+    shown = [Line2D([], [], color=f"C{j}", label=dtype, **BAR) for j, dtype in enumerate(DTYPES)]
+    shown += [Line2D([], [], marker=marker, label=label, **line) for marker, label in MARKS.values()]
+    shown += [Line2D([], [], marker="|", markersize=11, label="forecast", **line)]
+    figure.legend(handles=shown, loc="outside lower left", ncols=len(shown))
+    figures.note(figure, f"median of {data.sizes['seed']} seeds")
+    figures.describe(
+        figure,
+        f"Bars from where signal or gradient set out to the layer of {depth} at which they break, for each"
+        f" stack in {words.listed(DTYPES)}: {'; '.join(say_breaks(data)) or 'none breaks'}. The forecasts are"
+        " marked beside.",
+    )
+    return figure
+
+
+def draw_reach(panel: Axes, data: xr.Dataset, way: str) -> None:
+    """A bar from where each stack's signal or gradient sets out to where it breaks, and theory's mark."""
+    start, through = data.layer.values[[0, -1] if way == "forward" else [-1, 0]]
+    for (i, name), (j, dtype) in itertools.product(enumerate(STACKS), enumerate(DTYPES)):
+        one, place, reached = data.sel(stack=name, dtype=dtype), i + 0.24 * (j - 1), through
+        for what, (marker, _) in MARKS.items():
+            measured = words.middle(one[f"first_{what}_layer_{way}"])
+            told = float(one[f"first_{what}_layer_{way}_theory"])
+            if measured > 0:
+                reached = measured
+                panel.plot(measured, place, marker, color=f"C{j}", markersize=7, fillstyle="none", mew=1.8)
+            if told > 0:
+                panel.plot(told, place, "|", color=figures.THEORY, markersize=13, mew=1.4)
+        panel.plot([start, reached], [place] * 2, color=f"C{j}", solid_capstyle="butt", **BAR)
 
 
 def plot_scaling(data: xr.Dataset) -> Figure:
@@ -141,21 +167,83 @@ def plot_scaling(data: xr.Dataset) -> Figure:
     edge = data.sel(dtype="float16")
     for panel, name in zip(panels, STACKS, strict=True):
         one = edge.sel(stack=name)
-        panel.axhspan(
-            np.log10(one.edge_smallest), np.log10(one.edge_largest), color="#2f8f6b", alpha=0.12, linewidth=0
-        )
+        panel.axhspan(np.log10(one.edge_smallest), np.log10(one.edge_largest), **figures.RANGE)
         figures.band(panel, one.log10_backward_rms, label="as it is")
         scale = float(one.loss_scale_theory)
         if np.isfinite(scale):
             figures.band(
                 panel, one.log10_backward_rms + np.log10(scale), label=f"loss x 2^{np.log2(scale):.0f}"
             )
-        panel.set(xlabel="layer", title=name if np.isfinite(scale) else f"{name}: no scale does")
+            panel.legend(loc="upper right")
+        panel.set(xlabel="layer", title=name if np.isfinite(scale) else f"{name}: no scale serves")
         panel.set_ylim(-22, 22)
-        panel.legend(loc="upper right")
-    panels[0].set_ylabel("log10 rms of the gradient")
-    figure.suptitle("what float16 holds (green), and gradients in it", fontsize=9.5)
+    panels[0].set_ylabel("log10 of the gradient's rms")
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]), "shaded: what float16 holds")
+    least = [
+        f"“{name}” {words.median(one.log10_backward_rms.isel(layer=0), words.power)}"
+        for name in STACKS
+        for one in [edge.sel(stack=name)]
+    ]
+    figures.describe(
+        figure,
+        "A panel for each stack: the gradient's rms by layer on a logarithmic axis, over the range that"
+        " float16 holds, and shifted by the loss scale where there is one. At the first layer it is"
+        f" {words.listed(least)}.",
+    )
     return figure
+
+
+def findings(record: Record) -> str:
+    """Where each stack breaks in each dtype, forward and backward, and what the loss scale saves of float16."""
+    data = record.data
+    half = data.sel(dtype="float16")
+    lifted = [
+        f"{words.power(least)} to {words.power(least + scale)} (“{name}”)"
+        for name in STACKS
+        for least, scale in [
+            (
+                float(jaxstab.quantiles(half.log10_backward_rms.sel(stack=name), 0.5).min()),
+                float(np.log10(half.loss_scale_theory.sel(stack=name))),
+            )
+        ]
+        if np.isfinite(scale) and scale > 0
+    ]
+    scaling = (
+        f"A loss scale lifts the smallest gradients from {words.listed(lifted)}; for the other stacks there"
+        " is none."
+        if lifted
+        else "No loss scale keeps the gradients of any of them in float16."
+    )
+    return (
+        f"Of stacks of {data.sizes['layer']} layers in {words.listed(DTYPES)} these break:"
+        f" {'; '.join(say_breaks(data)) or 'none'} (medians of {data.sizes['seed']} seeds; gradients"
+        f" travel from the last layer down). {scaling}"
+    )
+
+
+def say_breaks(data: xr.Dataset) -> list[str]:
+    """The stacks that break, and where."""
+    told = []
+    for name in STACKS:
+        ends = [
+            f"{what} {end}"
+            for what, way in (("signal", "forward"), ("gradient", "backward"))
+            if (end := say_end(data.sel(stack=name), way))
+        ]
+        told += [f"“{name}” {words.listed(ends)}"] if ends else []
+    return told
+
+
+def say_end(one: xr.Dataset, way: str) -> str:
+    """The first layers, by dtype, at which a stack's numbers are not finite or all zero; "" where they never are."""
+    found = []
+    for what, (_, label) in MARKS.items():
+        layers = jaxstab.quantiles(one[f"first_{what}_layer_{way}"], 0.5).values
+        if (layers > 0).any():
+            found.append(
+                f"{label} at layer {', '.join(f'{layer:.0f}' if layer else 'never' for layer in layers)}"
+            )
+    return " and ".join(found)
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -113,19 +113,29 @@ def _plot_gradients(data: xr.Dataset) -> Figure:
     figure, panels = plt.subplots(3, 4, figsize=(11, 6.4), sharex=True)
     for panel, name in zip(panels.flat, names, strict=False):
         one = data.sel(remedy=name)
-        panel.axhspan(*RANGE, color="#2f8f6b", alpha=0.12, linewidth=0)
+        panel.axhspan(*RANGE, **figures.RANGE)
         figures.band(panel, one.log10_gradient)
         kept = 100 * float(one.share_kept)
-        panel.set_title(
-            f"{name}: {kept:.0f} %", color="#2f8f6b" if kept > 95 else figures.PUBLISHED, fontsize=9
-        )
+        panel.set_title(f"{name}: {kept:.0f} %", color="C3" if kept > 95 else "C4", fontsize=9)
         low, high = panel.get_ylim()
         panel.set_ylim(min(low, -8), max(high, 5))
     for panel in panels.flat[len(names) :]:
         panel.set_axis_off()
-    figure.supxlabel("layer or step", fontsize=9.5)
-    figure.supylabel("log10 rms of the gradient", fontsize=9.5)
-    figure.suptitle("share of networks whose gradients stay in [1e-6, 1e3] at every layer", fontsize=9.5)
+    for panel in panels[-1]:
+        panel.set_xlabel("layer or step")
+    figure.supylabel("log10 of the gradient's rms", fontsize=9.5)
+    figure.suptitle(
+        "Share of networks whose gradients stay in [1e-6, 1e3] (shaded) at every layer", fontsize=10
+    )
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "networks"))
+    first = jaxstab.quantiles(data.log10_gradient.isel(layer=0), 0.5)
+    told = [f"“{name}” {words.power(first.sel(remedy=name))}" for name in names]
+    figures.describe(
+        figure,
+        f"A panel for each of {len(names)} remedies: the gradient's rms over {data.sizes['layer']} layers or"
+        " steps on a logarithmic axis, the range [1e-6, 1e3] shaded. At the first layer it is, in the"
+        f" median, {'; '.join(told)}.",
+    )
     return figure
 
 
@@ -144,12 +154,35 @@ def _plot_batch_norm(data: xr.Dataset) -> Figure:
     panel.axhline(
         LIMIT, color=figures.THEORY, linestyle=":", linewidth=0.9, label="large batches: pi/(pi - 1)"
     )
-    panel.set(xscale="log", xlabel="batch size", ylabel="factor a layer, 95 % of networks")
+    panel.set(xscale="log", xlabel="batch size", ylabel="factor a layer")
     panel.set_xticks(data.batch.values, [str(size) for size in data.batch.values])
     panel.minorticks_off()
-    panel.set_title("Batch norm: growth of the gradient's mean square, ReLU")
+    panel.set_title("Batch norm: gradients grow, most in small batches")
     panel.legend()
+    figures.note(figure, f"points: median and 95 % of {data.sizes['seed']} networks")
+    told = [f"{words.median(data.growth.sel(batch=size))} at batch {size}" for size in data.batch.values]
+    figures.describe(
+        figure,
+        "The factor on the gradient's mean square a layer through batch norm and ReLU against the batch size:"
+        f" {words.listed(told)}, along theory's curve, which falls to {LIMIT:.3f}.",
+    )
     return figure
+
+
+def findings(record: Record) -> str:
+    """Which remedies keep every network's gradients in the range, which none, and how fast they grow by batch norm."""
+    data = record.data
+    names, share = data.remedy.values, data.share_kept.values
+    some = [f"“{name}” ({words.percent(s)})" for name, s in zip(names, share, strict=True) if 0 < s < 1]
+    every, never = ([f"“{name}”" for name in names[share == end]] for end in (1, 0))
+    parts = {f"in all {data.sizes['seed']} networks": every, "in some": some, "in none": never}
+    told = [f"{where} with {words.listed(which)}" for where, which in parts.items() if which]
+    growth = [f"{words.bracketed(data.growth.sel(batch=size))} (batch {size})" for size in data.batch.values]
+    return (
+        f"Over {data.sizes['layer']} layers or steps the gradients stay in [1e-6, 1e3] everywhere"
+        f" {'; '.join(told)}. Through batch norm and ReLU their mean square grows by {words.listed(growth)}"
+        " a layer; in brackets 95 % of networks."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

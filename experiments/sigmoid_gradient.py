@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import jaxstab
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.theory import activations
@@ -63,21 +65,61 @@ def plot(record: Record) -> dict[str, Figure]:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(ACTIVATIONS), figsize=(10.5, 2.9), sharey=True)
-    for panel, name in zip(panels, ACTIVATIONS, strict=True):
-        one = record.data.sel(activation=name)
+    for panel, one in zip(panels, each(record.data), strict=True):
         panel.plot(one.x, one.value, label="activation")
         panel.plot(one.x, one.gradient, label="gradient")
-        panel.plot(one.x, one.x, color="0.6", linewidth=0.8, linestyle=":", label="identity")
-        panel.set(title=name, xlabel="x", ylim=(-2.2, 2.2))
+        figures.theory(panel, one.x, one.x, linestyle=":", label="identity")
+        panel.set(title=words.called(one.activation.item()), xlabel="x", ylim=(-2.2, 2.2))
         panel.annotate(
-            f"at 6: {float(one.gradient_at_6):.2g}",
+            f"gradient at 6:\n{words.number(one.gradient_at_6, 2)}",
             (6, float(one.gradient_at_6)),
-            (2.2, -1.6),
+            (1.5, -1.8),
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7},
+            arrowprops={"arrowstyle": "-", "color": figures.THEORY, "linewidth": 0.7},
         )
     panels[0].legend(loc="upper left")
+    figures.describe(
+        figure,
+        "Four panels over x from -8 to 8, each with an activation, its gradient and the identity as a"
+        " dotted line. The gradients of sigmoid, tanh and 4 sigmoid - 2 are bells around 0 that fall to"
+        " nearly 0 on both sides; that of ReLU is a step from 0 to 1.",
+    )
     return {"curves": figure}
+
+
+def each(data: xr.Dataset) -> list[xr.Dataset]:
+    """The activations in turn."""
+    return [data.sel(activation=name) for name in data.activation.values]
+
+
+def findings(record: Record) -> str:
+    """How much of a gradient is left at 6, and what is the identity near 0, from the right and from the left."""
+    data = record.data
+    lost, kept = [], []
+    for one in each(data):
+        name = words.called(one.activation.item())
+        ends = one.gradient.sel(x=-6, method="nearest"), one.gradient_at_6
+        gone = [f"{words.number(end, 2)} at {x}" for end, x in zip(ends, (-6, 6), strict=True)]
+        if max(ends) < 0.01:
+            lost.append(f"{name} ({words.number(max(ends), 2)})")
+        else:
+            kept.append(f"{name} ({words.listed(gone)})")
+    same = {
+        side: [
+            words.called(one.activation.item())
+            for one in each(data)
+            if abs(one.value - one.x).sel(x=sign * 0.1, method="nearest") < 0.01
+        ]
+        for side, sign in (("left", -1), ("right", 1))
+    }
+    both = [name for name in same["right"] if name in same["left"]]
+    half = [f"{name} for x > 0 alone" for name in same["right"] if name not in both]
+    slope = data.gradient.sel(activation="sigmoid").max()
+    return (
+        f"At x = -6 and 6 the gradient is below 0.01 for {words.listed(lost)}, but not for"
+        f" {words.listed(kept)}; the sigmoid's is at most {words.number(slope)} anywhere. Near 0"
+        f" {words.listed(both + half)} pass x on as it is."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -35,7 +35,7 @@ import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
 from jaxstab.nets.mlp import dropout as drop
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, fit, matrices
@@ -160,17 +160,56 @@ def plot(record: Record) -> dict[str, Figure]:
                 one = record.data.sel(units=units, configuration=name, dtype=dtype)
                 _, distance, _ = figures.quantiles(one.distance)
                 distinct = int(jaxstab.quantiles(one.distinct.isel(epoch=-1), 0.5))
-                label = f"{name}, {dtype}: {distinct} distinct"
+                label = f"{name}, {dtype}: {distinct} of {units} distinct"
                 panel.plot(
                     one.step, np.maximum(distance, floor) * 1.5**number, line, color=f"C{number}", label=label
                 )
         panel.set(yscale="log", ylim=(floor / 2, 1e3), xlabel="step", title=f"{units} units that begin equal")
-        panel.legend(fontsize=7, loc=(0.52, 0.12))
+        panel.legend(fontsize=7, loc=(0.46, 0.12))
     panels[0, 0].set_yticks(
         [floor, 1e-15, 1e-10, 1e-5, 1], ["0", "$10^{-15}$", "$10^{-10}$", "$10^{-5}$", "1"]
     )
     panels[0, 0].set_ylabel("largest distance of two units")
+    figures.note(
+        figure, f"median of {record.data.sizes['seed']} seeds", "lines that lie on each other are drawn apart"
+    )
+    last = record.data.distance.isel(epoch=-1, units=-1).sel(dtype="float32")
+    ends = [f"{name} {words.median(last.sel(configuration=name), words.short)}" for name in RUNS]
+    figures.describe(
+        figure,
+        f"The largest distance of two hidden units over {int(record.data.step[-1]):,} training steps, on a"
+        " logarithmic axis, solid in float32 and dashed in float64; at the end, of"
+        f" {int(record.data.units[-1])} units in float32, {words.listed(ends)}.",
+    )
     return {"distances": figure}
+
+
+def findings(record: Record) -> str:
+    """How many units are distinct in the end, and whether what parted them shrinks with rounding."""
+    data = record.data.sel(configuration=list(RUNS)[:3])
+    distinct = jaxstab.quantiles(data.distinct.isel(epoch=-1), 0.5)
+    parted = [
+        f"{name}"
+        f" {words.listed(f'{counts(distinct.sel(configuration=name, units=n))} of {n}' for n in data.units.values)}"
+        for name in data.configuration.values
+    ]
+    first = data.distance.isel(epoch=0, units=0)
+    apart = [
+        f"{name}"
+        f" {' and '.join(words.median(first.sel(configuration=name, dtype=d), words.short) for d in DTYPES)}"
+        for name in data.configuration.values
+    ]
+    return (
+        f"After {int(data.step[-1]):,} steps on scikit-learn's digits so many units are distinct, in float32"
+        f" and float64: {'; '.join(parted)} (medians of {data.sizes['seed']} seeds). A real break is as large"
+        f" in float64, one by rounding is smaller there: after {int(data.step[0])} steps the farthest of"
+        f" {int(data.units[0])} units are apart by, in float32 and float64, {words.listed(apart)}."
+    )
+
+
+def counts(distinct: xr.DataArray) -> str:
+    """The number in either dtype, once where they are the same."""
+    return " and ".join(dict.fromkeys(words.number(distinct.sel(dtype=dtype)) for dtype in DTYPES))
 
 
 def claims(record: Record) -> Iterator[Claim]:

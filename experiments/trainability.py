@@ -23,7 +23,7 @@ import xarray as xr
 
 import jaxstab
 from jaxstab import theory
-from jaxstab.report import endings, figures
+from jaxstab.report import endings, figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.training import DIVERGED, NONFINITE
@@ -93,30 +93,48 @@ def plot(record: Record) -> dict[str, Figure]:
     )
     for (left, right), name in zip(panels, data.activation.values, strict=True):
         one = data.sel(activation=name)
-        critical = float(one.critical_sigma_w)
-        accuracy = (
-            jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
-        )
-        image = left.pcolormesh(one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest")
-        figure.colorbar(image, ax=left, label="training accuracy in the epoch")
-        draw_boundaries(left, one)
-        figures.theory(left, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
-        left.set(
-            xscale="log",
-            yscale="log",
-            xlabel="$\\sigma_w$",
-            ylabel="learning rate",
-            title=f"{name}, {one.hidden.values} layers",
-        )
-        left.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
-        left.minorticks_off()
-        left.grid(False)
-        left.legend(loc="upper right", labelcolor="white", fontsize=7.5)
-        near = one.sel(sigma_w=critical, method="nearest")
+        draw_accuracy(left, one)
+        near = one.sel(sigma_w=float(one.critical_sigma_w), method="nearest")
         endings.draw_shares(right, near.status, "learning_rate")
-        right.set(xlabel="learning rate", title=f"ends at $\\sigma_w$ = {float(near.sigma_w):.2f}")
-    panels[0, 1].legend(loc="lower left", fontsize=7.5, frameon=True)
+        right.set(xlabel="learning rate", ylabel="share of seeds")
+        right.set_title(f"How runs end at $\\sigma_w$ = {float(near.sigma_w):.2f}")
+    endings.draw_legend(figure, data.status)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    peaks = [
+        f"{words.number(best.max())} at sigma_w = {words.number(best.idxmax(), 2)} for {words.called(name)}"
+        for name in data.activation.values
+        for best in [jaxstab.quantiles(data.train_accuracy.sel(activation=name).max("learning_rate"), 0.5)]
+    ]
+    figures.describe(
+        figure,
+        "Left: maps of training accuracy over sigma_w and learning rate, with the line chi = 1 and the"
+        f" smallest rate that fails; the best is {words.listed(peaks)}. Right: shares of runs that end"
+        " trained, diverged, not finite or untrained, against the rate, near chi = 1.",
+    )
     return {"trainability": figure}
+
+
+def draw_accuracy(panel: Axes, one: xr.Dataset) -> None:
+    """The median training accuracy as a map, with theory's line and the boundaries."""
+    critical = float(one.critical_sigma_w)
+    accuracy = jaxstab.quantiles(one.train_accuracy, 0.5).clip(min=0).transpose("learning_rate", "sigma_w")
+    image = panel.pcolormesh(
+        one.sigma_w, one.learning_rate, accuracy, vmin=0.1, shading="nearest", rasterized=True
+    )
+    panel.figure.colorbar(image, ax=panel, label="training accuracy in the epoch")
+    draw_boundaries(panel, one)
+    figures.theory(panel, [critical] * 2, [1e-3, 1e3], color="white", label="$\\chi$ = 1")
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlabel="$\\sigma_w$",
+        ylabel="learning rate",
+        title=f"{words.called(one.activation.item())}, {one.hidden.values} hidden layers",
+    )
+    panel.set_xticks([0.5, 1, 2, 4], ["1/2", "1", "2", "4"])
+    panel.minorticks_off()
+    panel.grid(False)
+    panel.legend(loc="upper right", labelcolor="white", fontsize=7.5)
 
 
 def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
@@ -130,6 +148,27 @@ def draw_boundaries(panel: Axes, one: xr.Dataset) -> None:
     for number, i in enumerate(ends):
         label = f"depth = {REACH} / |ln $\\chi$|" if number == 0 else None
         panel.axvline(float(one.sigma_w[i]), color="white", linewidth=0.9, linestyle=":", label=label)
+
+
+def findings(record: Record) -> str:
+    """Where each activation trains best, beside chi = 1, and from which rate on it fails there."""
+    data, told = record.data, []
+    for name in data.activation.values:
+        one = data.sel(activation=name)
+        best = one.train_accuracy.max("learning_rate")
+        peak = jaxstab.quantiles(best, 0.5).idxmax("sigma_w")
+        near = one.sel(sigma_w=float(one.critical_sigma_w), method="nearest")
+        told.append(
+            f"{words.called(name)} networks learn best at sigma_w = {words.number(peak, 2)} (chi = 1 at"
+            f" {words.number(one.critical_sigma_w)}; median training accuracy"
+            f" {words.median(best.sel(sigma_w=peak))}) and fail near chi = 1 from a learning rate of"
+            f" {words.median(near.boundary)} on"
+        )
+    return (
+        f"Over {data.sizes['learning_rate']} learning rates, {int(data.epochs)}"
+        f" epoch{'s' * (int(data.epochs) > 1)} of scikit-learn's digits and {int(data.hidden)} hidden layers,"
+        f" {'; '.join(told)} (medians of {data.sizes['seed']} seeds)."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

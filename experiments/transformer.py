@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 
 import jaxstab
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NORMS = {"pre_ln": "pre-LN", "post_ln": "post-LN"}
-SPELLED = {"relu": "ReLU", "gelu": "GELU"}
-ACTIVATIONS = tuple(SPELLED)
+ACTIVATIONS = ("relu", "gelu")
 STACKS = ("alone", "skip, branch x 1", "skip, branch x L^-1/2")
 SIGMAS = np.linspace(0.0, 4.0, 17)
 QUERIES = 64
@@ -138,13 +137,28 @@ def _plot_norms(data: xr.Dataset) -> Figure:
     for panel, name in zip(panels, ("signal", "gradient"), strict=True):
         for i, (kind, phi) in enumerate((kind, phi) for kind in NORMS for phi in ACTIVATIONS):
             one = data.sel(kind=kind, activation=phi)
-            label = f"{NORMS[kind]}, {SPELLED[phi]}"
+            label = f"{NORMS[kind]}, {words.called(phi)}"
             figures.band(panel, 10 ** one[name], x="sublayer", color=f"C{i}", label=label)
             figures.theory(panel, one.sublayer, 10 ** one[f"{name}_theory"])
-        panel.set(title=f"mean square of the {name}", xlabel="sublayer l", yscale="log")
+        panel.set(xlabel="sublayer l", ylabel=f"mean square of the {name}", yscale="log")
+    first, gradient, signal, kept = (
+        words.power(words.middle(data[name].sel(kind=kind, activation="relu").isel(sublayer=i)))
+        for name, kind, i in (
+            ("gradient", "pre_ln", 0),
+            ("gradient", "pre_ln", -1),
+            ("signal", "pre_ln", -1),
+            ("signal", "post_ln", -1),
+        )
+    )
+    panels[0].set_title(f"Signal: behind pre-LN ReLU it becomes {signal}")
+    panels[1].set_title(f"Gradient: pre-LN ReLU's last sublayer gets {gradient}")
     panels[0].legend()
-    figure.suptitle(
-        "Pre-LN: gradients shrink as the signal grows; post-LN: GELU's grow towards the input", fontsize=9.5
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "networks"), "dashes: theory")
+    figures.describe(
+        figure,
+        f"Mean squares over {data.sizes['sublayer']} sublayers on logarithmic axes, pre-LN and post-LN, ReLU"
+        f" and GELU. With ReLU the signal becomes {signal} behind pre-LN and {kept} behind post-LN; the"
+        f" gradient behind pre-LN goes from {first} at the first sublayer to {gradient} at the last.",
     )
     return figure
 
@@ -158,20 +172,53 @@ def _plot_tokens(data: xr.Dataset) -> Figure:
         known = one.isel(layer=slice(0, int(one.cosine.notnull().all("seed").sum())))
         figures.band(cosines, known.cosine, color=f"C{i}", label=stack)
         figures.theory(cosines, known.layer, known.cosine_theory)
-    cosines.set(title="cosine of two tokens behind attention", xlabel="layer")
+    cosines.set(title="Attention makes tokens alike", xlabel="layer", ylabel="cosine of two tokens")
     cosines.legend(loc="center right")
     for i, context in enumerate(data.context.values):
         one = data.sel(context=context)
         figures.band(entropies, one.entropy, x="sigma", color=f"C{i}", label=f"{context} keys")
         figures.theory(entropies, one.sigma, one.entropy_theory)
     entropies.set(
-        title="entropy of a query's shares [nat]", xlabel="standard deviation of the logits", ylim=(0, None)
+        title="Large logits choose among tokens, small ones average",
+        xlabel="standard deviation of the logits",
+        ylabel="entropy of a query's shares [nat]",
+        ylim=(0, None),
     )
     entropies.legend()
-    figure.suptitle(
-        "Attention averages: alone it makes tokens one, a skip slows it, large logits end it", fontsize=9.5
+    figures.note(figure, figures.of_seeds(data.sizes["seed"], "networks"), "dashes: theory")
+    last = data.isel(context=-1).entropy
+    alike = [
+        f"“{stack}” {words.median(data.cosine.sel(stack=stack).dropna('layer', how='all').isel(layer=-1))}"
+        for stack in STACKS
+    ]
+    figures.describe(
+        figure,
+        f"Left: the cosine of two tokens over layers of attention, in the end {'; '.join(alike)}. Right: the"
+        f" entropy of the shares of {int(last.context)} keys against the logits' standard deviation, falling"
+        f" from {words.median(last.isel(sigma=0))} to {words.median(last.isel(sigma=-1))} nat.",
     )
     return figure
+
+
+def findings(record: Record) -> str:
+    """The first sublayer's gradient over the last's behind either norm; how alike tokens become in each stack."""
+    data = record.data
+    told = [
+        f"{words.power(words.middle(one.isel(sublayer=0) - one.isel(sublayer=-1)))} times ({NORMS[kind]},"
+        f" {words.called(phi)})"
+        for kind, phi in itertools.product(NORMS, ACTIVATIONS)
+        for one in [data.gradient.sel(kind=kind, activation=phi)]
+    ]
+    alike = []
+    for stack in STACKS:
+        one = data.cosine.sel(stack=stack).dropna("layer", how="all")
+        alike.append(f"{words.median(one.isel(layer=-1))} behind {one.sizes['layer']} layers ({stack})")
+    return (
+        f"At initialization the first of {data.sizes['sublayer']} feed-forward sublayers gets"
+        f" {words.listed(told)} the gradient's mean square of the last. Attention averages tokens that begin"
+        f" independent: the cosine of two becomes {words.listed(alike)}; medians of {data.sizes['seed']}"
+        " networks."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:
@@ -185,7 +232,8 @@ def claims(record: Record) -> Iterator[Claim]:
     ]
     for phi, (kind, name, sublayer) in itertools.product(ACTIVATIONS, places):
         at = data.sel(kind=kind, activation=phi, sublayer=sublayer)
-        what = f"{NORMS[kind]}, {SPELLED[phi]}, {last} sublayers: log10 mean square of the {name}, sublayer {sublayer}"
+        stack = f"{NORMS[kind]}, {words.called(phi)}, {last} sublayers"
+        what = f"{stack}: log10 mean square of the {name}, sublayer {sublayer}"
         yield claim(what, at[name], theory=round(float(at[f"{name}_theory"]), 12), source="arXiv:2002.04745")
     for stack in STACKS:
         one = data.sel(stack=stack)

@@ -18,17 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xarray as xr
 
 import jaxstab
 from jaxstab.data import datasets
 from jaxstab.data.images import ImageData
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials import training
 from jaxstab.trials.fitting import fit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RATES = [0.003, 0.01, 0.03, 0.1]
@@ -126,33 +128,85 @@ def plot(record: Record) -> dict[str, Figure]:
     data = record.data
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.5))
     for activation in ACTIVATIONS:
-        figures.band(left, data.log10_backward_rms.sel(activation=activation), label=activation)
+        name = words.called(activation)
+        figures.band(left, data.log10_backward_rms.sel(activation=activation), label=name)
         deep = data.moved.sel(activation=activation).isel(layers=-1)
-        figures.band(middle, deep, x="matrix", label=activation)
+        figures.band(middle, deep, x="matrix", label=name)
     layers = data.layer.values
     figures.theory(left, layers, np.log10(0.25) * (layers[-1] - layers), label="1/4 a layer")
-    left.set(
-        xlabel="layer", ylabel="log10 rms of the gradient", title="weights of variance 1/n, at the start"
+    least, moved = (
+        words.median(data.log10_backward_rms.sel(activation="sigmoid").isel(layer=0), words.power),
+        words.median(data.moved.sel(activation="sigmoid").isel(layers=-1, matrix=0), words.short),
     )
+    left.set(xlabel="layer", ylabel="log10 of the gradient's rms")
+    left.set_title(f"At the start the first sigmoid layer gets {least}")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     deepest = int(data.layers[-1])
     middle.set(
         xlabel="matrix",
-        ylabel="moved, relative to its start",
+        ylabel="distance moved / size at the start",
         yscale="log",
-        title=f"{deepest} layers, trained",
+        title=f"Trained, sigmoid's first of {deepest} has moved by {moved}",
     )
+    middle.xaxis.get_major_locator().set_params(integer=True)
+    figures.label_lines(middle)
+    plot_accuracies(right, data)
+    figures.note(figure, figures.of_seeds(data.sizes["seed"]))
+    figures.describe(figure, tell(data))
+    return {"vanishing": figure}
+
+
+def plot_accuracies(panel: Axes, data: xr.Dataset) -> None:
+    """Median and 95 % of the test accuracies of shallow and deep, for each activation."""
     places = np.arange(len(ACTIVATIONS))
     for i, count in enumerate(data.layers.values):
         accuracy = data.test_accuracy.sel(layers=count).transpose("activation", "seed")
         low, median, high = figures.quantiles(accuracy)
-        right.errorbar(
-            places + 0.16 * (i - 0.5), median, [median - low, high - median], fmt="o", label=f"{count} layers"
+        ends = [median - low, high - median]
+        panel.errorbar(places + 0.16 * (i - 0.5), median, ends, fmt="o", label=f"{count} matrices")
+    panel.set_xticks(places, [words.called(name) for name in ACTIVATIONS])
+    panel.set(ylabel="test accuracy", title="What training on digits reaches", ylim=(0, 1.02))
+    panel.legend(loc="lower right")
+
+
+def tell(data: xr.Dataset) -> str:
+    """The figure in words."""
+    lost, moved = (
+        words.listed(f"{words.called(n)} {words.median(x.sel(activation=n), spell)}" for n in ACTIVATIONS)
+        for x, spell in (
+            (data.log10_backward_rms.isel(layer=0), words.power),
+            (data.moved.isel(layers=-1, matrix=0), words.short),
         )
-    right.set_xticks(places, list(ACTIVATIONS))
-    right.set(ylabel="test accuracy", title="digits, after training", ylim=(0, 1.02))
-    right.legend(loc="lower right")
-    return {"vanishing": figure}
+    )
+    return (
+        f"Left: the gradient's rms by layer of {int(data.layer[-1])}; at the first it is {lost}. Middle: how"
+        f" far each of {int(data.layers[-1])} matrices moved in training, relative to its size; the first by"
+        f" {moved}. Right: test accuracies of {words.listed(data.layers.values)} matrices for each"
+        " activation."
+    )
+
+
+def findings(record: Record) -> str:
+    """What a sigmoid layer leaves; how far the first matrix moved; accuracies of shallow and deep."""
+    data = record.data
+    depth = int(data.layer[-1])
+    shallow, deep = (int(data.layers[i]) for i in (0, -1))
+    factor = data.factor.sel(activation="sigmoid", layer=depth // 2)
+    told = []
+    for name in ACTIVATIONS:
+        one = data.sel(activation=name)
+        accuracy = {n: words.median(one.test_accuracy.sel(layers=n)) for n in (shallow, deep)}
+        told.append(
+            f"with {words.called(name)} by {words.median(one.moved.sel(layers=deep).isel(matrix=0))} of its"
+            f" size, to a test accuracy of {accuracy[deep]} (with {shallow} matrices {accuracy[shallow]})"
+        )
+    return (
+        f"In a stack of {depth} sigmoid layers with weights of variance 1/n each leaves"
+        f" {words.interval(factor)} of the gradient. In {int(data.epochs)} epochs of scikit-learn's digits,"
+        f" at the best of {len(RATES)} learning rates, the first of {deep} matrices ({UNITS} units) moves"
+        f" {'; '.join(told)}; medians."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -28,7 +28,7 @@ from scipy import stats
 
 import jaxstab
 from jaxstab.data import synthetic
-from jaxstab.report import figures
+from jaxstab.report import figures, words
 from jaxstab.report.claims import Claim, make_claim
 from jaxstab.report.record import Record
 from jaxstab.trials.fitting import Task, Update, fit, matrices
@@ -187,11 +187,24 @@ def plot(record: Record) -> dict[str, Figure]:
         figures.theory(
             below, x, stats.chi.pdf(x / factor, freedom) / factor, label="theory: what no\nexample speaks of"
         )
-        below.axvline(printed, color=figures.PUBLISHED, label="printed")
+        below.axvline(printed, color=figures.PUBLISHED, label="published")
         below.set(xlabel="norm of w", yticks=[])
     panels[0, 0].set_ylabel("loss")
+    panels[1, 0].set_ylabel("density over seeds")
     panels[0, 0].legend(loc="lower left")
     panels[1, 3].legend(loc="upper right")
+    figures.note(figure, figures.of_seeds(record.data.sizes["seed"]))
+    norms = [
+        f"{way} with lambda = {decay} {words.median(one)} (published {words.number(printed)})"
+        for (way, decay), printed in PRINTED.items()
+        for one in [record.data.w_norm.sel(way=way, decay=decay).isel(epoch=-1)]
+    ]
+    figures.describe(
+        figure,
+        "Above: training and test loss over the epochs for two ways and two lambdas. Below: histograms of"
+        " the norm of the weights with theory's curve and the published norm; medians are"
+        f" {'; '.join(norms)}.",
+    )
     return {"curves": figure, "penalties": plot_penalties(record.data)}
 
 
@@ -203,18 +216,55 @@ def plot_penalties(data: xr.Dataset) -> Figure:
     for decay in data.matched_decay.values:
         difference = data.matched_difference.sel(matched_decay=decay).max("few_seeds")
         left.plot(data.epoch, difference, label=f"$\\lambda$ = {decay:g}")
-    left.set(xlabel="epoch", title="largest |w (scratch) - w (concise)|, matched", yscale="symlog")
+    left.set(xlabel="epoch", ylabel="largest difference of a weight", title="Matched, the two codes are one")
     left.set_yscale("symlog", linthresh=1e-8)
     for penalty in data.penalty.values:
-        middle.plot(np.sort(data.sorted_size.sel(penalty=penalty))[::-1], label=f"{penalty}, $\\lambda$ = 1")
+        middle.plot(np.sort(data.sorted_size.sel(penalty=penalty))[::-1], label=penalty)
         figures.band(
             right, data.near_zero.sel(penalty=penalty).rename(few_seeds="seed"), x="epoch", label=penalty
         )
-    middle.set(xlabel="weights, largest first", yscale="log", ylim=(1e-4, 3), title="|w| after 100 epochs")
-    right.set(xlabel="epoch", ylim=(0, 1), title=f"share of weights within {NEAR_ZERO} of 0")
+    middle.set(xlabel="weights, largest first", ylabel="|w| after 100 epochs", yscale="log", ylim=(1e-4, 3))
+    middle.set_title("What a penalty leaves, $\\lambda$ = 1")
+    right.set(xlabel="epoch", ylabel=f"share within {NEAR_ZERO} of 0", ylim=(0, 1))
+    shares = {
+        penalty: words.percent(words.middle(data.near_zero.sel(penalty=penalty).isel(epoch=-1), "few_seeds"))
+        for penalty in data.penalty.values
+    }
+    right.set_title(f"L1 clears {shares['L1']} of the weights, L2 {shares['L2']}")
+    figures.note(figure, figures.of_seeds(data.sizes["few_seeds"]))
+    figures.describe(
+        figure,
+        "Left: the largest difference of a weight between the matched codes, at most"
+        f" {words.number(data.matched_difference.max(), 2)}. Middle and right: what L1 and L2 leave of the"
+        f" weights; within {NEAR_ZERO} of 0 are {shares['L1']} under L1 and {shares['L2']} under L2.",
+    )
     for panel in (left, middle, right):
         panel.legend()
     return figure
+
+
+def findings(record: Record) -> str:
+    """The norms that are left, beside theory; what L1 and L2 leave of single weights."""
+    data = record.data
+    norm = data.w_norm.isel(epoch=-1)
+    left = []
+    for decay in (0, 3):
+        factor, freedom = left_over(decay)
+        each = [f"{words.bracketed(norm.sel(way=way, decay=decay))} {way}" for way in ("scratch", "concise")]
+        theory = words.number(factor * stats.chi.median(freedom))
+        left.append(
+            f"{words.listed(each)} with lambda = {decay} (theory of what no example speaks of: {theory})"
+        )
+    shares = [
+        f"{penalty} leaves {words.percent(words.middle(one.isel(epoch=-1), 'few_seeds'))}"
+        for penalty in ("L1", "L2")
+        for one in [data.near_zero.sel(penalty=penalty)]
+    ]
+    return (
+        f"After {EPOCHS} epochs the norm of the {INPUTS} weights is {words.listed(left)}; in brackets 95 % of"
+        f" {norm.sizes['seed']:,} seeds."
+        f" With lambda = 1 {words.listed(shares)} of the weights within {NEAR_ZERO} of 0."
+    )
 
 
 def claims(record: Record) -> Iterator[Claim]:

@@ -13,6 +13,8 @@ import xarray as xr
 
 from jaxstab.report import figures
 
+DRAWN = 6
+"""Configurations that a picture holds: as many as the style has colours."""
 SHOWN = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 
 
@@ -57,16 +59,22 @@ def draw(flat: xr.Dataset, rows: list[dict[str, Any]], path: Path) -> None:
     with figures.style():
         import matplotlib.pyplot as plt
 
-        figure, panels = plt.subplots(1, 2, figsize=(9, 3.6))
+        figure, panels = plt.subplots(1, 2, figsize=(9, 3.8))
         for panel, what in zip(panels, ("loss", "accuracy"), strict=True):
-            for i, row in enumerate(rows[:6]):
+            for i, row in enumerate(rows[:DRAWN]):
                 one, colour = flat.isel(every=i), f"C{i}"
                 label = ", ".join(f"{k}={v}" for k, v in row["settings"].items() if k in varying) or None
                 figures.band(panel, one[f"test_{what}"], x="epoch", color=colour, label=label)
                 figures.band(panel, one[f"train_{what}"], x="epoch", color=colour, linestyle=":")
             panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.set(xlabel="epoch", title=f"{what}: test, and training (dotted)")
+            unit = " [nat]" if what == "loss" else ""
+            panel.set(
+                xlabel="epoch",
+                ylabel=f"{what}{unit}",
+                title=f"{what.capitalize()}: test, and training (dotted)",
+            )
         panels[0].set_ylim(0, min(np.nanmax(flat.test_loss.isel(epoch=0)), panels[0].get_ylim()[1]) * 1.1)
         if varying:
             panels[1].legend(loc="lower right")
+        figures.note(figure, figures.of_seeds(flat.sizes["seed"]))
         figures.save(figure, path)

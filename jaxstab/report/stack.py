@@ -17,6 +17,8 @@ from jaxstab.report import figures
 from jaxstab.report.explanation import explain
 
 SHOWN = ("log10_forward_rms", "log10_backward_rms")
+DRAWN = 6
+"""Configurations that a picture holds: as many as the style has colours."""
 
 
 def show(
@@ -107,9 +109,9 @@ def draw(
     with figures.style():
         import matplotlib.pyplot as plt
 
-        figure, panels = plt.subplots(1, 2, figsize=(9, 3.5))
+        figure, panels = plt.subplots(1, 2, figsize=(9, 3.8))
         for panel, name in zip(panels, SHOWN, strict=True):
-            for i, settings in enumerate(configurations[:8]):
+            for i, settings in enumerate(configurations[:DRAWN]):
                 varying = {
                     k: v for k, v in settings.items() if len({_plain(c[k]) for c in configurations}) > 1
                 }
@@ -117,11 +119,12 @@ def draw(
                 if measured is not None:
                     figures.band(panel, measured[name].isel(every=i), label=label)
                 figures.theory(panel, predicted.layer, predicted[name].isel(every=i))
-            panel.set(
-                xlabel="layer", title="log10 rms " + ("forward" if "forward" in name else "of the gradient")
-            )
+            what = "signal" if "forward" in name else "gradient"
+            panel.set(xlabel="layer", ylabel=f"log10 of the {what}'s rms", title=what.capitalize())
+        seeds = [] if measured is None else [figures.of_seeds(measured.sizes["seed"])]
         if len(configurations) > 1 and measured is not None:
             panels[0].legend()
+        figures.note(figure, *seeds, "dashes: theory")
         figures.save(figure, path)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from samples import assert_law
+from telling import assert_tells, run_small
 
 from experiments import (
     backprop,
@@ -30,7 +31,8 @@ from experiments import (
 )
 from experiments.__main__ import NAMES
 from jaxstab import theory as theories
-from jaxstab.report.runner import SCALES, configure, run_experiment
+from jaxstab.report.record import Record
+from jaxstab.report.runner import SCALES
 from jaxstab.theory import finite_width
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +58,10 @@ MODULES = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    return out, {name: run_experiment(m, configure(m, "smoke"), out) for name, m in MODULES.items()}
+    entries, told = {}, {}
+    for name, module in MODULES.items():
+        entries[name], *told[name] = run_small(module, out)
+    return out, entries, told
 
 
 def data_of(results, name: str) -> xr.Dataset:
@@ -71,6 +76,22 @@ def test_an_experiment_leaves_figures_data_and_claims(results, name):
     assert all(path.stat().st_size > 5_000 for path in entry.figures)
     assert data_of(results, name).sizes
     assert set(MODULES[name].SCALES) == set(SCALES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_experiment_tells_what_it_found(results, name):
+    assert_tells(*results[2][name])
+
+
+def test_findings_follow_the_numbers(results):
+    data = data_of(results, "remedies")
+    data["remedy"] = data.remedy.astype(str)
+    for share, words in ((1.0, "in all 4 networks with"), (0.0, "in none with")):
+        changed = data.assign(share_kept=0 * data.share_kept + share, growth=np.nan * data.growth)
+        found = remedies.findings(Record(changed))
+        assert f"everywhere {words} “plain, small weights”" in found
+        assert "in some" not in found
+        assert "not finite (4 of 4) (batch 8)" in found
 
 
 def test_the_sigmoid_gradient_is_a_quarter_at_most(results):

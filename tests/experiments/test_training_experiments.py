@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 from samples import assert_law, assert_mean_matches
 from scipy import stats
+from telling import assert_tells, run_small
 
 from experiments import (
     dropout,
@@ -23,7 +24,7 @@ from jaxstab.data import datasets, fashion_mnist, fashion_mnist_tfds
 from jaxstab.data.images import DataError
 from jaxstab.report import substitute
 from jaxstab.report.claims import VERDICTS
-from jaxstab.report.runner import SCALES, configure, run_experiment
+from jaxstab.report.runner import SCALES
 from jaxstab.trials.training import FLAGS
 
 MODULES = {
@@ -58,13 +59,13 @@ def offline():
 
 @pytest.fixture(scope="module")
 def result(offline, tmp_path_factory):
-    """name -> (what stands in the report, data.nc), each experiment run once."""
+    """name -> (what stands in the report, data.nc, findings, labels of figures), each experiment run once."""
     out, done = tmp_path_factory.mktemp("results"), {}
 
     def get(name):
         if name not in done:
-            entry = run_experiment(MODULES[name], configure(MODULES[name], "smoke"), out)
-            done[name] = entry, xr.load_dataset(out / name / "data.nc", engine="scipy")
+            entry, *told = run_small(MODULES[name], out)
+            done[name] = entry, xr.load_dataset(out / name / "data.nc", engine="scipy"), *told
         return done[name]
 
     return get
@@ -72,7 +73,7 @@ def result(offline, tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_an_experiment_leaves_figures_data_and_claims(result, name):
-    entry, data = result(name)
+    entry, data, *_ = result(name)
     assert name in NAMES
     assert entry.question.endswith("?")
     assert "\n" not in entry.question
@@ -86,9 +87,14 @@ def test_an_experiment_leaves_figures_data_and_claims(result, name):
     assert len({c.quantity for c in entry.claims}) == len(entry.claims) > 0
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_an_experiment_tells_what_it_found(result, name):
+    assert_tells(*result(name)[2:])
+
+
 @pytest.mark.parametrize("name", ["mlp", "dropout"])
 def test_substituted_data_are_announced(result, name):
-    entry, data = result(name)
+    entry, data, *_ = result(name)
     assert any("Substituted data" in note and "digits" in note for note in entry.notes)
     assert any("no answer from nowhere" in note for note in entry.notes)
     assert data.attrs["notes"].splitlines() == list(entry.notes)
@@ -109,7 +115,7 @@ def test_so_many_updates():
 
 
 def test_polynomials_find_the_true_weights(result):
-    _, data = result("polynomial")
+    _, data, *_ = result("polynomial")
     names = list(data.configuration.values.astype(str))
     normal = data.weights[names.index("normal")]
     low, median, high = np.quantile(normal[:, :4], [0.1, 0.5, 0.9], axis=0)
@@ -124,7 +130,7 @@ def test_polynomials_find_the_true_weights(result):
 
 
 def test_underfitting_is_worst_and_overfitting_tests_worse_than_it_trains(result):
-    _, data = result("polynomial")
+    _, data, *_ = result("polynomial")
     names = list(data.configuration.values.astype(str))
     last = {n: data.isel(configuration=names.index(n)).sel(epoch=400).median("seed") for n in names}
     assert last["underfitting"].train_loss > 10 * last["normal"].train_loss
@@ -132,7 +138,7 @@ def test_underfitting_is_worst_and_overfitting_tests_worse_than_it_trains(result
 
 
 def test_what_no_example_speaks_of_keeps_its_law(result):
-    _, data = result("weight_decay")
+    _, data, *_ = result("weight_decay")
     ways = list(data.way.values.astype(str))
     for way in ways:
         norm = data.w_norm[ways.index(way), :, :, -1]
@@ -149,7 +155,7 @@ def test_both_ways_are_one_where_loss_bias_and_draw_are_matched(result):
 
 
 def test_l1_clears_weights_and_l2_spreads_them(result):
-    _, data = result("weight_decay")
+    _, data, *_ = result("weight_decay")
     share = dict(
         zip(data.penalty.values.astype(str), data.near_zero[..., -1].mean("few_seeds").values, strict=True)
     )
@@ -157,7 +163,7 @@ def test_l1_clears_weights_and_l2_spreads_them(result):
 
 
 def test_equal_units_stay_equal_but_for_dropout_and_rounding(result):
-    _, data = result("symmetry")
+    _, data, *_ = result("symmetry")
     runs, dtypes = (list(data[name].values.astype(str)) for name in ("configuration", "dtype"))
 
     def at(run, dtype, units):
@@ -175,7 +181,7 @@ def test_equal_units_stay_equal_but_for_dropout_and_rounding(result):
 
 
 def test_permuted_units_are_the_same_function(result):
-    _, data = result("symmetry")
+    _, data, *_ = result("symmetry")
     change = dict(
         zip(
             data.dtype.values.astype(str),
@@ -188,7 +194,7 @@ def test_permuted_units_are_the_same_function(result):
 
 
 def test_the_derivation_by_hand_is_exact(result):
-    _, data = result("regularized_backprop")
+    _, data, *_ = result("regularized_backprop")
     for number, dtype in enumerate(data.dtype.values.astype(str)):
         for weight in ("W1", "W2"):
             assert float(data[f"difference_{weight}"][number].max()) < 4 * np.finfo(dtype).eps
@@ -197,7 +203,7 @@ def test_the_derivation_by_hand_is_exact(result):
 
 
 def test_the_dropout_layer_is_exact_at_its_ends_and_keeps_the_mean(result):
-    _, data = result("dropout")
+    _, data, *_ = result("dropout")
     dropped, x = data.dropped, dropout.X
     np.testing.assert_array_equal(dropped.sel(p=0.0), np.broadcast_to(x, (dropped.sizes["layer_seed"], 2, 8)))
     assert (dropped.sel(p=1.0) == 0).all()
@@ -217,7 +223,7 @@ def test_an_area_under_the_curve_is_a_chance():
 
 @pytest.mark.parametrize("name", ["learning_rate", "trainability"])
 def test_runs_end_in_every_way_and_are_told_apart(result, name):
-    _, data = result(name)
+    _, data, *_ = result(name)
     ends = {FLAGS[int(flag)] for flag in np.unique(data.status)}
     assert {"ok", "untrained"} <= ends
     assert ends & {"diverged", "nonfinite"}
@@ -228,6 +234,6 @@ def test_runs_end_in_every_way_and_are_told_apart(result, name):
 
 
 def test_the_critical_line_is_theory_s(result):
-    _, data = result("trainability")
+    _, data, *_ = result("trainability")
     np.testing.assert_allclose(data.critical_sigma_w, [np.sqrt(2)], rtol=1e-6)
     assert result("learning_rate")[1].attrs["critical"] == pytest.approx(1.0)
