@@ -31,6 +31,7 @@ from jaxstab.nets.conditioned import gaussian_layer, haar_layer
 from jaxstab.report import figures
 from jaxstab.report.claims import Claim
 from jaxstab.report.record import Record
+from jaxstab.report.words import percent
 from jaxstab.scaling import rms
 from jaxstab.theory.activations import resolve
 
@@ -283,7 +284,7 @@ def findings(record: Record) -> str:
     kept = float((abs(measured) < 1).mean())
     off = float(abs(measured - first.gradient_theory).median())
     return (
-        f"Of these {measured.size:,} settings {kept:.0%} bring a gradient through {DEPTHS[-1]} layers changed by less"
+        f"Of these {measured.size:,} settings {percent(kept)} bring a gradient through {DEPTHS[-1]} layers changed by less"
         f" than a factor of 10. At half of them the median network is within a factor of {10**off:.3g} of theory, which"
         " is for infinite width."
     )
