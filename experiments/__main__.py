@@ -36,8 +36,10 @@ def run(asked: Experiments) -> int:
         return 0
     if asked.fashion_mnist is not None and not asked.fashion_mnist.is_dir():
         raise UsageError(f"--fashion-mnist {asked.fashion_mnist}: no such folder.")
+    from jaxstab.report.record import require_folder
     from jaxstab.report.runner import run_all
 
+    require_folder(asked.out, "--out")
     overrides = {"seeds": asked.seeds, "fashion_mnist": asked.fashion_mnist}
     say = partial(print, file=sys.stderr) if asked.json else print
     is_whole = run_all(modules, asked.scale, asked.out, overrides, say)

@@ -284,7 +284,7 @@ def findings(record: Record) -> str:
     kept = float((abs(measured) < 1).mean())
     off = float(abs(measured - first.gradient_theory).median())
     return (
-        f"Of these {measured.size:,} settings {percent(kept)} bring a gradient through {DEPTHS[-1]} layers changed by less"
-        f" than a factor of 10. At half of them the median network is within a factor of {10**off:.3g} of theory, which"
-        " is for infinite width."
+        f"Of these {measured.size:,} settings {percent(kept)} bring a gradient through {DEPTHS[-1]} layers changed by"
+        f" less than a factor of 10. At half of them the median network is within a factor of {10**off:.3g} of theory,"
+        " which is for infinite width."
     )

@@ -54,7 +54,7 @@ class Config:
     narrow: int = 64
 
 
-SCALES = {"smoke": Config(seeds=8, width=64), "default": Config(), "full": Config(seeds=1024)}
+SCALES = {"smoke": Config(seeds=8, depths=(20,), width=64), "default": Config(), "full": Config(seeds=1024)}
 
 
 @jaxstab.family

@@ -71,6 +71,24 @@ def test_examples_are_commands(name):
     assert isinstance(understand(name, words[2:]), commands.COMMANDS[name])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sweep", "propagation", "--grid", "depth=2", "width=4"],
+        ["experiments", "sigmoid_gradient", "--scale", "smoke"],
+    ],
+)  # fmt: skip - two commands
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_runs(capsys, tmp_path, words):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    out = tmp_path if words[0] == "sweep" else file
+    code, said, wrong = run(capsys, *words, "--out", str(out))
+    assert (code, said) == (2, "")
+    assert f"--out {out}: " in wrong
+    assert wrong.count("\n") == 1
+    assert file.read_text() == "kept"
+
+
 def test_completion_knows_the_options(capsys):
     code, out, _ = run(capsys, "completion", "bash")
     assert not code

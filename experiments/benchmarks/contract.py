@@ -71,6 +71,7 @@ SUBJECTS = {
     "dropped_layer": of("dropout:layer", "p", [0, 0.5]),
     "dropout": of("dropout:classifier", dataset="digits", epochs=1, passes=2, rates={"two": (0.1, 0.2)}),
     "transformer": of("transformer:shares", "sigma", [0, 2], context=16, head=8),
+    "explorer": of("explorer:stack", "gain", [1, 1e30], activation=0.0, sigma_b=0.1, is_orthogonal=False, width=4),
     "subject": of("benchmarks.subject:regression", "learning_rate", [0.1, 1e30], steps=5),
     "users": of("benchmarks.contract:walk", "size", [1, 1e38], steps=6),
 }  # fmt: skip  # a family a line

@@ -207,6 +207,8 @@ class Sweep:
         from jaxstab.engine import cluster
         from jaxstab.report import record
 
+        if self.out is not None:
+            record.require_file(self.out, "--out")
         by_hand = (self.coordinator, self.processes, self.process)
         if self.distributed or by_hand != (None, None, None):
             cluster.join(*by_hand)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from jaxstab.errors import UsageError
 from jaxstab.report.claims import Claim
 
 
@@ -84,6 +85,23 @@ def write_scoreboard(claims: Iterable[Claim], path: Path, about: Mapping[str, An
         {"environment": about, "claims": [c.record() for c in claims]}, indent=1, allow_nan=False
     )
     replace_file(path, lambda temporary: temporary.write_text(text + "\n"))
+
+
+def require_folder(path: Path, option: str) -> None:
+    """UsageError for a folder that nothing can be written to; it is made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: no folder that can be written to ({error.strerror}).") from None
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{option} {path}: no folder that can be written to.")
+
+
+def require_file(path: Path, option: str) -> None:
+    """UsageError for a file that cannot be written; its folder is made."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder; a file is wanted.")
+    require_folder(path.parent, f"{option} {path}:")
 
 
 def replace_file(path: Path, write: Any) -> None:

@@ -15,7 +15,17 @@ import jaxstab
 from experiments.benchmarks import contract
 from jaxstab.engine.lane import Arguments, Lane, keeping, trace
 
-DEAR = ("propagation", "overflow", "one_entry", "training", "mlp", "dropout", "symmetry", "vanishing")
+DEAR = (
+    "propagation",
+    "overflow",
+    "one_entry",
+    "training",
+    "mlp",
+    "dropout",
+    "symmetry",
+    "vanishing",
+    "explorer",
+)  # fmt: skip - a line each otherwise
 """Whose programs compile longest: fewer subsets of their outputs here."""
 
 
