@@ -24,7 +24,7 @@ def run(asked: Experiments) -> int:
     if asked.seeds is not None and asked.seeds < 2:
         raise UsageError(f"--seeds {asked.seeds}: at least 2 are wanted for a distribution.")
     modules = [importlib.import_module(f"{__package__}.{name}") for name in dict.fromkeys(chosen)]
-    if asked.only_list:
+    if asked.list:
         questions = {
             module.__name__.rpartition(".")[2]: (module.__doc__ or "").splitlines()[0] for module in modules
         }

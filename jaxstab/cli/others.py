@@ -32,7 +32,7 @@ class Experiments:
     """Folder for figures, data, scoreboard.json and report.html."""
     fashion_mnist: Folder = None
     """Folder with Fashion-MNIST's four official files, in place of a download."""
-    only_list: Annotated[bool, tyro.conf.arg(name="list")] = False
+    list: bool = False
     """Say which experiments there are, and stop."""
     json: bool = False
     """Print one JSON object on standard output (what there is, or the scoreboard); the rest goes to standard error."""
