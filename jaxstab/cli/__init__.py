@@ -1,8 +1,8 @@
 """The `jaxstab` command: is this network numerically stable, and how sure are we?
 
 Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 something grave was found in a model (or lanes diverged, where
---fail-on-divergence asks), 75 interrupted and resumable. JAX is loaded after the words have been understood, so that
-`jaxstab --help` answers at once.
+--fail-on-divergence asks), 75 interrupted and resumable. `jaxstab --help` loads no JAX, so that it
+answers at once; a command whose options are a family's does.
 """
 
 from __future__ import annotations

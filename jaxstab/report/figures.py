@@ -15,8 +15,8 @@ from jaxstab.engine import summary
 from jaxstab.errors import UsageError, require_choice
 
 STYLE = Path(__file__).with_name("jaxstab.mplstyle")
-# these and the style's own cycle stand out from white and from #15191e by 3:1 at least, and are told apart without
-# red and green
+# but for theory's, these and the style's own cycle stand out from white and from #15191e by 3:1 at least, and are told
+# apart without red and green
 MEASURED = "#4a99d9"
 THEORY = "#222222"
 """Dark, to be seen on a measured line that it lies upon; a dark page draws it in its own ink (`picture.inline`)."""
