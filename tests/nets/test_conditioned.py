@@ -146,7 +146,6 @@ def test_the_root_of_a_gram_matrix_at_any_rank(root):
 
 STACKS = {
     "tanh 40x5": {"width": 40, "batch": 5, "activation": "tanh", "gain": 1.5},
-    "relu 40x16": {"width": 40, "batch": 16, "activation": "relu", "init": "kaiming_normal"},
     "gelu residual 40x5": {"width": 40, "batch": 5, "activation": "gelu", "gain": 1.5, "kind": "residual",
                            "branch_scale": 0.3},
     "relu 256x16": {"width": 256, "batch": 16, "depth": 4, "activation": "relu", "init": "kaiming_normal"},

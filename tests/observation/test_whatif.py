@@ -43,7 +43,7 @@ def test_outputs_keep_their_bits(case):
     assert_same_bits(jax.jit(f)(v, x), rehearsed(f, v, x)[0])
 
 
-@ALL
+@pytest.mark.parametrize("case", ["mlp", "cnn", "transformer"])  # which has layer norms
 def test_gradients_are_what_they_were_but_for_how_the_compiler_fuses(case):
     """Which of their last bits that moves hangs on the processor."""
     f, v, x = halves.step(case), halves.draw(case, 1), halves.inputs(case)
