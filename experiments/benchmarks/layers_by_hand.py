@@ -2,7 +2,7 @@
 
 A network here is a Python loop over formulas, of ReLU. It shares no code with a layer's `__call__`, with
 `jaxstab.trials.walk` or with the samplers. Forward it is NumPy; the same formulas in jax.numpy give its gradients, by
-`jax.grad` of the whole, with respect to zeros that are added to every state and every product.
+`jax.grad` of the whole, with respect to what is added to every state and every product.
 """
 
 from __future__ import annotations
@@ -204,8 +204,14 @@ def walk(
     return (Step(spec, numbers, None, None, xp).norm(h) if spec.kind == "pre_ln" else h), seen
 
 
-def statistics(spec: Spec, numbers: Numbers, seed: int) -> dict[str, np.ndarray]:
-    """What `propagation` measures of one network, [layer] each; and "apart" (see `Step`)."""
+def statistics(
+    spec: Spec, numbers: Numbers, seed: int, rounding: float = 0.0, trial: int = 0
+) -> dict[str, np.ndarray]:
+    """What `propagation` measures of one network, [layer] each; and "apart" (see `Step`).
+
+    Every state and every product is off by normally distributed shares of itself, `rounding` in size, others in
+    every `trial`.
+    """
     key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
     input_key, layers_key, readout_key = jax.random.split(key, 3)
     is_reused = spec.kind in ("recurrent", "lstm")
@@ -213,14 +219,17 @@ def statistics(spec: Spec, numbers: Numbers, seed: int) -> dict[str, np.ndarray]
     draws = [spec.layers[i % len(spec.layers)].draw(k, numbers) for i, k in enumerate(keys)]
     x, readout = (np.asarray(random.normal(k, spec.shape), np.float64) for k in (input_key, readout_key))
     _, seen = walk(spec, numbers, draws, x, None, np)
+    noise = np.random.default_rng([seed, trial])
+    errors = [(state, [y for _, y in products]) for state, products, *_ in seen]
+    errors = jax.tree.map(lambda a: rounding * a * noise.standard_normal(a.shape), errors)
+    if rounding:
+        _, seen = walk(spec, numbers, draws, x, errors, np)
     with jax.enable_x64(True):
-        zeros = [(jax.tree.map(jnp.zeros_like, state), [jnp.zeros_like(y) for _, y in products])
-                 for state, products, *_ in seen]  # fmt: skip
 
         def loss(nudges: Any) -> Any:
             return jnp.sum(walk(spec, numbers, draws, jnp.asarray(x), nudges, jnp)[0] * readout)
 
-        gradients = jax.tree.map(np.asarray, jax.grad(loss)(zeros))
+        gradients = jax.tree.map(np.asarray, jax.grad(loss)(jax.tree.map(jnp.asarray, errors)))
     rows = [_of_layer(*layer, *gradient) for layer, gradient in zip(seen, gradients, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
