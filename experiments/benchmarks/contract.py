@@ -117,14 +117,14 @@ def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [*((name,) for name in names), *(pairs[i] for i in sorted(chosen))]
 
 
-def differences(whole: xr.Dataset, part: xr.Dataset) -> list[str]:
-    """Variables of `part` that are not those of `whole`: status exactly, the rest to rounding."""
+def differences(whole: xr.Dataset, part: xr.Dataset, rounding: float = ROUNDING) -> list[str]:
+    """Variables of `part` that are not those of `whole`: status exactly, the rest to `rounding`."""
     found = [] if part.status.identical(whole.status) else ["status"]
     for name in part.data_vars:
         a, b = (np.asarray(data[name].values, np.float64) for data in (whole, part))
         finite = a[np.isfinite(a)]
         close = np.isclose(
-            a, b, rtol=ROUNDING, atol=ROUNDING * np.abs(finite).max(initial=0.0), equal_nan=True
+            a, b, rtol=rounding, atol=rounding * np.abs(finite).max(initial=0.0), equal_nan=True
         )
         found += [] if name == "status" or close.all() else [str(name)]
     return found
