@@ -15,7 +15,7 @@ from jaxstab.trials.stack import DTYPES
 CASES = {case.name: case for case in campaign.cases()}
 PLAINEST = [name for name in CASES if name.endswith("dense, float32")]
 SWEPT = [
-    "residual, dropout, conditioned, float32", "post_ln, attention of 2, dense, float16",
+    "post_ln, attention of 2, dense, float16",
     "convolution, circular, conditioned, float32", "pre_ln, in turn, dense, float32",
 ]  # fmt: skip
 """A few of the campaign's cases; it has them all."""
