@@ -44,6 +44,7 @@ SEEDS = 3
 ROUNDINGS = 24
 """Errors of so many roundings are let through three layers and back; more where rows drawn in law are nearly one."""
 TRIALS = 8
+"""How often the network written out is rounded, to see how far that moves it."""
 FORWARD = [
     name for name, row in OUTPUTS.items() if row.dims and "backward" not in name and "gradient" not in name
 ]
