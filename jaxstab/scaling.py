@@ -7,42 +7,51 @@ to zero above 2^126) nor of ldexp on the tensor (which is right too, and many ti
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """2^exponent, float32 and exact, by its bits; exponents outside [-126, 127] are taken as the nearer end.
+def power_of_two(exponent: Int[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
+    """2^exponent in float32 or float64, exact, by its bits; beyond the normal numbers' exponents the nearest of these.
 
     A product with it is `ldexp`, which costs many times as much on the CPU, wherever the result is no subnormal.
     """
-    biased = jnp.clip(exponent, -126, 127).astype(jnp.int32) + 127
-    return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
+    info = jnp.finfo(dtype)
+    biased = jnp.clip(exponent, info.minexp, info.maxexp - 1).astype(f"int{info.bits}") + (info.maxexp - 1)
+    return jax.lax.bitcast_convert_type(biased << info.nmant, jnp.dtype(dtype))
+
+
+def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x` in the dtype that its statistics are taken in: float32, of float64 its own."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def exponent_of(x: Float[Array, ...]) -> Int[Array, ""]:
     """The power of two just above the largest magnitude of `x`; 0 where that is zero or not finite.
 
-    At most 126, so that the reciprocal is a normal number too: above, the magnitude is up to four times it.
+    At most 126 (1022 of float64), so that the reciprocal is a normal number too: above, the magnitude is up to four
+    times it.
     """
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)))
+    largest = jnp.max(jnp.abs(wide(x)))
     _, exponent = jnp.frexp(largest)
-    return jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -126, 126), 0)
+    most = -jnp.finfo(largest.dtype).minexp
+    return jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -most, most), 0)
 
 
 def rescale(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
-    """(m, e) with x = m 2^e, m in float32 with its largest magnitude in [1/2, 1) (in [1, 4) from 2^126 on).
+    """(m, e) with x = m 2^e, m `wide` with its largest magnitude in [1/2, 1) (in [1, 4) from 2^126 on).
 
     Exact, but for entries 2^126 times smaller than the largest, which become zero.
     """
-    exponent = exponent_of(x)
-    return x.astype(jnp.float32) * power_of_two(-exponent), exponent
+    exponent, m = exponent_of(x), wide(x)
+    return m * power_of_two(-exponent, m.dtype), exponent
 
 
 def rms(x: Float[Array, ...]) -> Float[Array, ""]:
-    """Root of the mean square of all entries, float32; right wherever the result itself is finite."""
+    """Root of the mean square of all entries, `wide`; right wherever the result itself is finite."""
     m, exponent = rescale(x)
     return jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent)
 

@@ -25,12 +25,13 @@ import jaxstab
 from experiments.benchmarks import layers_by_hand as by_hand
 from experiments.benchmarks.contract import ROUNDING, Check, count_compilations, differences
 from jaxstab.errors import UsageError
+from jaxstab.formats import COMPUTED
 from jaxstab.nets.layers import layer as layers
 from jaxstab.nets.layers import register
 from jaxstab.nets.layers.layer import Numbers
 from jaxstab.nets.weights import SAMPLERS
 from jaxstab.trials.propagation import FLAGS, OUTPUTS, propagation
-from jaxstab.trials.stack import DTYPES, HParams, Spec
+from jaxstab.trials.stack import HParams, Spec
 
 SIZES: dict[str, Any] = {"depth": 3, "width": 16, "batch": 4, "activation": "relu", "init": "lecun_normal"}
 TOKENS = {"batch": 2, "tokens": 3}
@@ -91,7 +92,7 @@ def variants(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def cases() -> Iterator[Case]:
     """Every kind x variant x sampler x dtype that is not refused."""
-    for kind, sampler, dtype in itertools.product(register.KINDS, SAMPLERS, DTYPES):
+    for kind, sampler, dtype in itertools.product(register.KINDS, SAMPLERS, COMPUTED):
         for words, settings in variants(kind):
             rate: dict[str, Any] = {"dropout": (settings["dropout"],)} if "dropout" in settings else {}
             numbers: dict[str, Any] = NUMBERS | rate
@@ -123,7 +124,7 @@ def unlike_by_hand(case: Case, whole: xr.Dataset, factor: float = 1.0) -> list[s
     found = set[str]()
     is_homogeneous = layers.is_homogeneous(case.spec.layers[0])
     for gain, seed in itertools.product((*GAINS, *HUGE) if is_homogeneous else GAINS, range(SEEDS)):
-        numbers = {name: value for name, value in case.numbers.items() if name in Numbers._fields}
+        numbers = jax.tree.map(np.float32, {n: v for n, v in case.numbers.items() if n in Numbers._fields})
         network = case.spec, Numbers(gain=np.float32(gain), **numbers), seed
         wanted = by_hand.statistics(*network)
         one, apart = whole.sel(gain=gain, seed=seed), wanted.pop("apart")
@@ -147,8 +148,9 @@ def moved(network: tuple[Spec, Numbers, int], name: str, value: np.ndarray) -> n
 
 
 def rounding(dtype: str, name: str) -> float:
-    """What the dtype's rounding may make of a variable; logarithms are of a float32 stream."""
-    return ROUNDINGS * float(jnp.finfo("float32" if name.startswith("log10") else dtype).eps)
+    """What the dtype's rounding may make of a variable; logarithms and shares are float32 at best."""
+    is_single = name.startswith("log10") or (name.endswith("_fraction") and dtype == "float64")
+    return ROUNDINGS * float(jnp.finfo("float32" if is_single else dtype).eps)
 
 
 def size(name: str, of: dict[str, np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxstab.diagnosis.evidence import Evidence, gather
 from jaxstab.diagnosis.findings import Finding, in_order, number
 from jaxstab.diagnosis.subject import subject_of
 from jaxstab.errors import UnstableError, UsageError
-from jaxstab.observation.formats import format_of, name_of_format
+from jaxstab.formats import format_of, name_of_format
 from jaxstab.observation.marks import BACKWARD, FORWARD
 
 

@@ -14,8 +14,8 @@ import tqdm
 
 from jaxstab.diagnosis.subject import Subject, checked, is_array
 from jaxstab.errors import UsageError
+from jaxstab.formats import format_of
 from jaxstab.observation.flow import Flow, Iteration, Origin
-from jaxstab.observation.formats import format_of
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import Site
 from jaxstab.observation.statistics import SIMULATED

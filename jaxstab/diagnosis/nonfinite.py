@@ -12,7 +12,7 @@ import numpy as np
 from jaxstab.diagnosis.evidence import Evidence, Rehearsals
 from jaxstab.diagnosis.findings import WRONG, Finding, number
 from jaxstab.diagnosis.producers import Root, Search
-from jaxstab.observation.formats import format_of
+from jaxstab.formats import format_of
 from jaxstab.observation.marks import BACKWARD, FORWARD
 
 

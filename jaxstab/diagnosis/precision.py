@@ -10,8 +10,8 @@ import numpy as np
 from jaxstab.diagnosis.evidence import Evidence, Rehearsals
 from jaxstab.diagnosis.findings import WRONG, Finding, number
 from jaxstab.diagnosis.scales import reads
+from jaxstab.formats import Format, format_of
 from jaxstab.observation.flow import Origin
-from jaxstab.observation.formats import Format, format_of
 from jaxstab.observation.marks import BACKWARD, FORWARD
 from jaxstab.observation.sites import Site
 

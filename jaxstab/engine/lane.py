@@ -7,6 +7,7 @@ depend on how many lanes one operation holds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -86,8 +87,14 @@ class Lane:
         batched = jax.tree.map(lambda x: jax.ShapeDtypeStruct((tile, *x.shape[1:]), np.float32), hparams)
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), shared)
         seeds = jax.ShapeDtypeStruct((tile,), np.uint32)
-        lowered = jax.jit(self.of_tile).lower(seeds, batched, *data)
+        with self.computing():
+            lowered = jax.jit(self.of_tile).lower(seeds, batched, *data)
         return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """In which the lane is lowered: float64 is off in JAX by default, and a trial may have turned it on."""
+        is_wide = any(dtype in (np.float64, np.int64) for dtype in _dtypes(self._whole.jaxpr))
+        return jax.enable_x64(True) if is_wide else contextlib.nullcontext()
 
     @property
     def bytes(self) -> int:
@@ -204,6 +211,13 @@ def _work(jaxpr: Jaxpr) -> float:
             elements *= 30
         total += elements
     return total
+
+
+def _dtypes(jaxpr: Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield from (getattr(v.aval, "dtype", None) for v in equation.outvars)
+        for sub in jaxprs_in_params(equation.params):
+            yield from _dtypes(sub)
 
 
 def _bytes(aval: Any) -> int:

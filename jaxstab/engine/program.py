@@ -68,7 +68,8 @@ class Program:
             mapped = jax.shard_map(
                 self._run_tiles, mesh=self.mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False
             )
-            self._compiled[signature] = jax.jit(mapped).lower(*arguments).compile()
+            with self.lane.computing():
+                self._compiled[signature] = jax.jit(mapped).lower(*arguments).compile()
         return self._compiled[signature]
 
     def _run_tiles(self, tiles: Any, seeds: Any, hparams: Any, *shared: Any) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxstab import random
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.formats import Storage
 from jaxstab.names import spell
 from jaxstab.nets import conditioned, initializers
 from jaxstab.nets.initializers import Initializer
@@ -130,13 +131,11 @@ class Weight:
         rows = h.reshape(-1, h.shape[-1])
         return _watch(self.probe, rows, self._times(rows)).reshape(*h.shape[:-1], self.units)
 
-    def astype(self, dtype: Any) -> Weight:
-        """The weight for signals of that dtype; what is drawn in law is rounded where it is used."""
-        return (
-            self
-            if self.weights.sampler == "conditioned"
-            else dataclasses.replace(self, drawn=self.drawn.astype(dtype))
-        )
+    def cast(self, cast: Storage) -> Weight:
+        """The weight for signals so stored; what is drawn in law is rounded where it is used."""
+        probe = self.probe.astype(jnp.promote_types(cast.dtype, jnp.float32))
+        drawn = self.drawn if self.weights.sampler == "conditioned" else cast(self.drawn)
+        return dataclasses.replace(self, drawn=drawn, probe=probe)
 
     def _times(self, rows: Float[Array, "rows fan_in"]) -> Float[Array, "rows units"]:
         if self.weights.sampler == "dense":

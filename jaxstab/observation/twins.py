@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
+from jaxstab.formats import Format, round_to
 from jaxstab.observation import loops
-from jaxstab.observation.formats import Format, round_to
 from jaxstab.observation.loops import Operation, Records
 from jaxstab.observation.marks import mark_p
 from jaxstab.observation.scopes import is_seen

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from jax.extend.core import ClosedJaxpr
 
-from jaxstab.observation.formats import Format, format_of, name_of_format, round_to
+from jaxstab.formats import Format, format_of, name_of_format, round_to
 from jaxstab.observation.seen import Seen
 from jaxstab.observation.sites import Place, number_calls
 from jaxstab.observation.statistics import SIMULATED

@@ -15,7 +15,7 @@ import numpy as np
 from jaxstab.errors import require_choice
 from jaxstab.theory import entries, rowgradient, rowwalk
 from jaxstab.theory.activations import ACTIVATIONS, is_homogeneous, resolve
-from jaxstab.theory.floats import FLOATS, flushes_subnormals, largest_of
+from jaxstab.theory.floats import FLOATS, flushes_subnormals, largest_of, range_of
 from jaxstab.typing import Activation
 
 WEIGHTS = ("gaussian", "independent", "orthogonal")
@@ -64,10 +64,9 @@ def forecast(
 
     Derived: leading order in 1/width, checked against measurement; `experiments.benchmarks.forecasts` has by how
     much it errs. All of a point is NaN where something may break and the law is not known: stacks that are not
-    plain, mean-field scales that are NaN, weights near the ends of the format themselves. branch_scale only ever
-    matters to a residual stack's scales, which are given.
+    plain, formats other than `FLOATS`, mean-field scales that are NaN, weights near the ends of the format itself.
+    branch_scale only ever matters to a residual stack's scales, which are given.
     """
-    require_choice(dtype, FLOATS, "dtype")
     require_choice(weights, WEIGHTS, "law of the weights")
     gain, bias, forward, backward, _ = (
         np.asarray(x, np.float64)
@@ -76,7 +75,7 @@ def forecast(
     found = {name: np.full(gain.shape, np.nan if name.endswith(("_low", "_high")) else 0.0) for name in NAMES}
     may = _may_break(activation, kind, width, depth, batch, dtype, forward, backward)
     unknown = np.isnan(forward).any(axis=1) | np.isnan(backward).any(axis=1)
-    unknown |= may & ((kind != "plain") | _weights_leave(gain, width, dtype))
+    unknown |= may & ((kind != "plain") | (dtype not in FLOATS) | _weights_leave(gain, width, dtype))
     for values in found.values():
         values[unknown] = np.nan
     for point in np.flatnonzero(may & ~unknown):
@@ -99,7 +98,7 @@ def _may_break(
     backward: np.ndarray,
 ) -> np.ndarray:
     """Whether anything can break, [point]: rms beyond the format's ends by a margin that no network crosses."""
-    limits = FLOATS[dtype]
+    limits = range_of(dtype)
     margin = _DECADES + _DEVIATIONS * math.sqrt(5 * depth / width) / (2 * math.log(10))
     above = math.log10(limits.overflow / largest_of(batch * width)) - margin
     below = math.log10(limits.vanishing(flushes_subnormals(dtype))) + margin
@@ -126,7 +125,7 @@ def _may_die(activation: Activation, width: int, depth: int) -> bool:
 
 def _weights_leave(sigma_w: np.ndarray, width: int, dtype: str) -> np.ndarray:
     """Whether weights overflow the format, or are so small that it rounds them coarsely or to zero."""
-    limits, std = FLOATS[dtype], np.abs(sigma_w) / math.sqrt(width)
+    limits, std = range_of(dtype), np.abs(sigma_w) / math.sqrt(width)
     least = 8 * (limits.smallest_normal if flushes_subnormals(dtype) else limits.smallest_subnormal)
     return (std * largest_of(width**2) > limits.overflow / 2) | ((std < least) & (std > 0))
 

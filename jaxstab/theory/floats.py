@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from jaxstab.errors import UsageError, require_choice
+from jaxstab import formats
+from jaxstab.errors import UsageError
 
 
 class FloatRange(NamedTuple):
@@ -27,37 +28,40 @@ class FloatRange(NamedTuple):
 
     def vanishing(self, flush_subnormals: bool) -> float:
         """The magnitude below which a number is 0: half the smallest subnormal, or the smallest normal."""
-        return self.smallest_normal if flush_subnormals else self.smallest_subnormal / 2
+        return self.smallest_normal if flush_subnormals else max(self.smallest_subnormal / 2, 5e-324)
 
 
-def _range_of(dtype: str) -> FloatRange:
-    info = jnp.finfo(dtype)
-    largest, epsilon = float(info.max), float(info.eps)
-    beyond = 2.0 ** math.frexp(largest)[1]  # the power of two that comes after the largest number
-    return FloatRange(
-        largest,
-        beyond * (1 - epsilon / 4),
-        float(info.smallest_normal),
-        float(info.smallest_subnormal),
-        epsilon,
-    )
+@functools.lru_cache
+def range_of(dtype: str) -> FloatRange:
+    """Of float64, or of a format that float32 simulates: a name, or e4m3 for 4 bits of exponent and 3 of mantissa."""
+    if dtype == "float64":
+        info = np.finfo(np.float64)
+        largest, smallest, epsilon = float(info.max), float(info.smallest_normal), float(info.eps)
+    else:
+        format_ = formats.format_of(dtype)
+        largest, smallest, epsilon = format_.largest, format_.smallest_normal, format_.epsilon
+    step = epsilon * 2.0 ** (math.frexp(largest)[1] - 1)
+    overflow = min(largest + step / 2, float(np.finfo(np.float64).max))  # which is that of float64 as well
+    return FloatRange(largest, overflow, smallest, smallest * epsilon, epsilon)
 
 
 FLOATS: Mapping[str, FloatRange] = MappingProxyType(
-    {dtype: _range_of(dtype) for dtype in ("float16", "bfloat16", "float32")}
+    {dtype: range_of(dtype) for dtype in ("float16", "bfloat16", "float32")}
 )
-"""Ranges by dtype name, as jax.numpy.finfo has them."""
+"""Ranges of the dtypes that JAX computes in by default, as jax.numpy.finfo has them; of any other, `range_of`."""
 
 
 @functools.lru_cache(maxsize=8)
 def flushes_subnormals(dtype: str) -> bool:
     """Whether a compiled program, on JAX's default device, takes subnormal numbers of `dtype` for zero.
 
-    Found by halving the smallest normal number. CPUs keep float16's, and flush bfloat16's and float32's
-    (jax#16200, jax#37762).
+    Found by halving the smallest normal number. CPUs keep float16's, and flush bfloat16's, float32's and float64's
+    (jax#16200, jax#37762). A format that float32 simulates keeps them, but for those that are float32's own.
     """
-    smallest = np.full((8,), _range_named(dtype).smallest_normal, jnp.dtype(dtype))
-    with jax.ensure_compile_time_eval():
+    if dtype not in formats.COMPUTED:
+        return range_of(dtype).smallest_normal == FLOATS["float32"].smallest_normal
+    smallest = np.full((8,), range_of(dtype).smallest_normal, jnp.dtype(dtype))
+    with jax.ensure_compile_time_eval(), formats.storage(dtype).computing():
         # a product with what is given at run time, which the compiler cannot work out for itself; and
         # magnified in float64 only, on the host: no comparison on the device then has a subnormal operand
         half = jax.jit(lambda x, factor: x * factor)(smallest, np.full((8,), 0.5, jnp.dtype(dtype)))
@@ -85,7 +89,7 @@ def first_overflow_layer(
     [4, 32]
     """
     largest = _by_layer(log10_rms) + math.log10(largest_of(count) * headroom)
-    return _first_layer_where(largest >= math.log10(_range_named(dtype).overflow))
+    return _first_layer_where(largest >= math.log10(range_of(dtype).overflow))
 
 
 def first_underflow_layer(
@@ -102,7 +106,7 @@ def first_underflow_layer(
     """
     flushes = flushes_subnormals(dtype) if flush_subnormals is None else flush_subnormals
     largest = _by_layer(log10_rms) + math.log10(largest_of(count))
-    return _first_layer_where(largest < math.log10(_range_named(dtype).vanishing(flushes)))
+    return _first_layer_where(largest < math.log10(range_of(dtype).vanishing(flushes)))
 
 
 def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
@@ -127,7 +131,7 @@ def loss_scale(log10_gradient: np.ndarray, dtype: str, count: int) -> float:
 def loss_scale_or_reason(log10_gradient: np.ndarray, dtype: str, count: int) -> tuple[float, str]:
     """(`loss_scale`, ''), or NaN and why no single scale does. An unknown dtype and no layers still raise."""
     logs = _by_layer(log10_gradient).ravel() / math.log10(2)
-    floats = _range_named(dtype)
+    floats = range_of(dtype)
     if not np.all(np.isfinite(logs)):
         return math.nan, "a loss scale needs finite gradients that are not zero; got log10 rms of inf or NaN."
     highest = math.log2(floats.overflow) - float(np.max(logs)) - math.log2(largest_of(count))
@@ -143,10 +147,6 @@ def loss_scale_or_reason(log10_gradient: np.ndarray, dtype: str, count: int) -> 
     if not math.log2(FLOATS["float32"].smallest_normal) <= exponent < math.log2(FLOATS["float32"].overflow):
         return math.nan, f"no loss scale: 2^{exponent} is beyond float32, in which the loss is computed."
     return 2.0**exponent, ""
-
-
-def _range_named(dtype: str) -> FloatRange:
-    return FLOATS[require_choice(dtype, FLOATS, "dtype")]
 
 
 def _by_layer(values: np.ndarray) -> np.ndarray:

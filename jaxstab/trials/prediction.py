@@ -24,6 +24,7 @@ VARIABLES = (
 )  # fmt: skip
 FORWARD = tuple(name for name in VARIABLES if "gradient" not in name and "backward" not in name)
 BACKWARD = ("backward_rms", "log10_backward_rms")
+BACKWARD_STORED = ("backward_rms", "weight_gradient_rms")
 INTERVALS = tuple(
     f"{name}_{end}"
     for name in ("forward_rms", "backward_rms", "log10_forward_rms", "log10_backward_rms")
@@ -169,7 +170,30 @@ def _mixed(spec: Any, hparams: Any, derived: np.ndarray) -> dict[str, np.ndarray
     return {name: np.concatenate([told[name] for _, told in parts])[order] for name in parts[0][1]}
 
 
-predict = Vectorized(_predict)
+def _predict_in_format(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """`_predict`, without what a format that float32 simulates makes of a signal outside its normal numbers.
+
+    Such formats are narrow: there a signal leaves them, and loses most of its digits, long before it is lost.
+    """
+    told = _predict(spec, hparams)
+    if spec.dtype in floats.FLOATS:
+        return told
+    limits, count = floats.range_of(spec.dtype), math.prod(spec.shape[:-1]) * max(spec.widths)
+    ends = math.log10(limits.smallest_normal), math.log10(limits.overflow / floats.largest_of(count))
+    there, back = (
+        ~((ends[0] <= told[f"log10_{way}_rms"]) & (told[f"log10_{way}_rms"] <= ends[1]))
+        for way in ("forward", "backward")
+    )
+    there = np.logical_or.accumulate(there, axis=1)
+    back = np.logical_or.accumulate(back[:, ::-1], axis=1)[:, ::-1] | there[:, -1:]
+    for name, values in told.items():
+        fails = back if name.startswith(BACKWARD_STORED) else there
+        if values.shape[1:2] == (spec.depth,) and not name.startswith("log10"):
+            told[name] = np.where(fails.reshape(*fails.shape, *(1,) * (values.ndim - 2)), np.nan, values)
+    return told
+
+
+predict = Vectorized(_predict_in_format)
 infinite_width = Vectorized(lambda spec, hparams: _variables(_walk(spec, hparams)[0], spec.batch))
 """`VARIABLES` as the width grows, whatever the Spec's width; of a Spec that `has_theory`.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxstab.formats import storage
 from jaxstab.trials import signals
 from jaxstab.trials.family import Family, Trial
 from jaxstab.trials.outputs import Output
@@ -45,6 +46,10 @@ def make_trial(spec: Spec) -> Trial:
     """The trial of one Spec."""
 
     def trial(key: jax.Array, hparams: HParams) -> dict[str, Array]:
+        with storage(spec.dtype).computing():
+            return walked(key, hparams)
+
+    def walked(key: jax.Array, hparams: HParams) -> dict[str, Array]:
         walk = Walk(spec, hparams, key)
         passages, streams, seen = walk.forward()
         seen = seen | walk.backward(passages, streams)

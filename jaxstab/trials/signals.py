@@ -1,7 +1,8 @@
 """Statistics of a tensor that survive overflow, and where along a stack a signal broke.
 
-Everything is accumulated in float32 after an exact rescaling by a power of two, so that a standard deviation
-is right up to the largest number of the dtype (squaring first would overflow at half the exponent range).
+Everything is accumulated in float32, of float64 in that, after an exact rescaling by a power of two, so that a
+standard deviation is right up to the largest number of the dtype (squaring first would overflow at half the exponent
+range).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxstab.reductions import absmax
-from jaxstab.scaling import rescale
+from jaxstab.scaling import rescale, wide
 
 LOG10_2 = 0.3010299956639812
 
@@ -23,7 +24,7 @@ def log10_rms(x: Float[Array, ...], exponent: Int[Array, ""] | int = 0) -> Float
 
 
 def describe(x: Float[Array, "batch ..."]) -> dict[str, Float[Array, ""]]:
-    """Moments of all entries: mean, std (unbiased), rms, absmax, the fraction of zeros, one entry; float32."""
+    """Moments of all entries: mean, std (unbiased), rms, absmax, the fraction of zeros, one entry; `wide`."""
     m, exponent = rescale(x)
     mean = jnp.mean(m)
     std = jnp.sqrt(jnp.sum((m - mean) ** 2) / max(m.size - 1, 1))
@@ -33,8 +34,8 @@ def describe(x: Float[Array, "batch ..."]) -> dict[str, Float[Array, ""]]:
         "mean": jnp.ldexp(mean, exponent),
         "std": jnp.ldexp(std, exponent),
         "rms": jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent),
-        "absmax": absmax(x).astype(jnp.float32),
-        "entry": x[(0,) * x.ndim].astype(jnp.float32),
+        "absmax": wide(absmax(x)),
+        "entry": wide(x[(0,) * x.ndim]),
         "zero_fraction": jnp.mean((x == 0).astype(jnp.float32)),
     }
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.formats import COMPUTED, name_of_dtype, name_of_format
 from jaxstab.names import spell
 from jaxstab.nets import initializers, weights
 from jaxstab.nets.layers import register
@@ -22,7 +24,7 @@ from jaxstab.trials.family import require_all
 from jaxstab.trials.outputs import Doc, canonicalize
 from jaxstab.typing import Activation
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = (*COMPUTED, "float8_e5m2", "float8_e4m3fn")
 PRECISIONS = ("default", "high", "highest")
 SAMPLERS = ("auto", *weights.SAMPLERS)
 FEW = 8
@@ -44,6 +46,15 @@ def _canonical_kind(kind: Any) -> Any:
     return require_choice(kind, choices, "kind among several:") if isinstance(kind, str) else kind
 
 
+def _canonical_dtype(dtype: Any) -> str:
+    """A format's name: of what JAX computes in, or of what float32 simulates."""
+    name = name_of_dtype(dtype)
+    if isinstance(dtype, tuple) or re.fullmatch(r"e\d+m\d+", name):
+        return name_of_format(dtype)
+    choices = (*DTYPES, "or e4m3, say: bits of exponent and of mantissa")
+    return require_choice(name or dtype, choices, "dtype")
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """The program: sizes, names and dtypes of a stack."""
@@ -57,7 +68,9 @@ class Spec:
     init: Annotated[Any, Doc("initialization of the weights", choices=initializers.NAMES)] = "xavier_normal"
     kind: Annotated[Any, Doc("kind of stack, or a layer", choices=register.KINDS)] = "plain"
     sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law", choices=SAMPLERS)] = "auto"
-    dtype: Annotated[str, Doc("format of the signal and of the gradient", choices=DTYPES)] = "float32"
+    dtype: Annotated[Any, Doc("format of signal and gradient, by name or bits of both parts", choices=(*DTYPES, "e4m3"))] = (
+        "float32"
+    )
     precision: Annotated[str, Doc("precision of matrix products", choices=PRECISIONS)] = "highest"
     branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
     sublayers: Annotated[str, Doc("what the layers of a transformer are", choices=register.SUBLAYERS)] = "ffn"
@@ -76,12 +89,17 @@ class Spec:
         if self.tokens < 0:
             raise UsageError(f"tokens={self.tokens}: 1 or more, or 0 for inputs that are single vectors.")
         canonicalize(self)
+        object.__setattr__(self, "dtype", _canonical_dtype(self.dtype))
         activations.canonicalize(self)
         if isinstance(self.kind, str):
             object.__setattr__(self, "kind", require_choice(self.kind, register.KINDS, "kind"))
         elif isinstance(self.kind, tuple):
             object.__setattr__(self, "kind", tuple(map(_canonical_kind, self.kind)))
         object.__setattr__(self, "init", self.weights.init)
+        if self.dtype == "float64" and self.sampler == "conditioned":
+            raise UsageError(
+                "dtype='float64': what sampler='conditioned' draws is float32; sampler='dense' holds it."
+            )
         self._require_arrays()
         self._require_layer()
 

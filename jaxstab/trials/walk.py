@@ -1,7 +1,8 @@
 """One stack walked forward and backward, layer by layer, over the same draws.
 
 Two streams run side by side: the real one in the Spec's dtype, which overflows and underflows as that dtype does, and
-one in float32 whose power of two is carried apart, for the logarithms.
+one in float32 whose power of two is carried apart, for the logarithms. A format that JAX does not compute in is what the
+real one's draws, states and gradients are rounded to; a layer computes in float32 then.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab import random
+from jaxstab.formats import Storage, storage
 from jaxstab.nets.layers.layer import (
     Layer,
     Numbers,
@@ -55,8 +57,8 @@ class Stream(NamedTuple):
         """The same signal, its largest magnitude brought to [1/2, 1)."""
         exponents = [exponent_of(x) for x in jax.tree.leaves(self.state)]
         exponent = functools.reduce(jnp.maximum, exponents)
-        scale = power_of_two(-exponent)
-        return Stream(jax.tree.map(lambda x: x * scale, self.state), self.exponent + exponent)
+        scaled = jax.tree.map(lambda x: x * power_of_two(-exponent, x.dtype), self.state)
+        return Stream(scaled, self.exponent + exponent)
 
 
 class Passage(NamedTuple):
@@ -78,13 +80,13 @@ class Walk:
     def __init__(self, spec: Spec, hparams: HParams, key: jax.Array):
         self.spec, self.layers = spec, spec.layers
         self.numbers = Numbers(*hparams)  # type: ignore[arg-type]  # a gain by layer is one of them in `numbers_of`
-        self.dtype = jnp.dtype(spec.dtype)
         self.carries_scale = all(map(is_homogeneous, self.layers))
         # forward, one stream serves both purposes where neither the dtype nor the scale sets them apart
-        self.streams = ("real", "scaled") if self.carries_scale or self.dtype != jnp.float32 else ("real",)
+        is_narrow = spec.dtype not in ("float32", "float64")
+        self.streams = ("real", "scaled") if self.carries_scale or is_narrow else ("real",)
         self.input_key, self.layers_key, self.readout_key = random.split(key, 3)
         first = self.layers[0]
-        self.once = first.draw(self.layers_key, self.numbers_of(0)) if is_reused(first) else None
+        self.once = self.draw_with(self.layers_key, first, 0) if is_reused(first) else None
         self.stores_draws = self.once is None and self._draws_bytes() <= STORED_DRAWS_BYTES
         self.stores_pulls = self.stores_draws or spec.sampler != "conditioned"
 
@@ -96,27 +98,41 @@ class Walk:
     def draw(self, layer: Layer, index: Int[Array, ""]) -> Params:
         """What one layer draws, that number counted from 0."""
         key = random.fold_in(self.layers_key, index)
-        return layer.draw(key, self.numbers_of(index)) if self.once is None else self.once
+        return self.draw_with(key, layer, index) if self.once is None else self.once
+
+    def draw_with(self, key: jax.Array, layer: Layer, index: Int[Array, ""] | int) -> Params:
+        """A layer's draws: float32, the same ones whatever the stream is kept in."""
+        with jax.enable_x64(False):
+            return layer.draw(key, self.numbers_of(index))
 
     def _draws_bytes(self) -> int:
         """Bytes of a lane's draws in float32, or of what stands for them where layers are drawn in law."""
         if self.spec.sampler == "conditioned":
             entries = math.prod(self.spec.shape[:-1]) * max(self.spec.widths)
             return 4 * self.spec.depth * 2 * entries  # the inputs' frame and as many normals
-        draws = lambda: [layer.draw(self.layers_key, self.numbers_of(0)) for layer in self.layers]  # noqa: E731 - one expression
+        draws = lambda: [self.draw_with(self.layers_key, layer, 0) for layer in self.layers]  # noqa: E731 - one expression
         entries = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draws)))
         return 4 * entries * self.spec.depth // len(self.layers)
 
     def streams_of(self, state: State) -> dict[str, Stream]:
         """A float32 state as every stream has it at its start."""
         zero = jnp.int32(0)
-        streams = {"real": Stream(jax.tree.map(lambda x: x.astype(self.dtype), state), zero)}
+        streams = {"real": Stream(self.stored("real", state), zero)}
         if "scaled" in self.streams:
             streams["scaled"] = Stream(state, zero)
         return streams
 
+    def storage_of(self, name: str) -> Storage:
+        """How a stream's numbers are kept."""
+        is_own = name == "scaled" and name in self.streams
+        return storage("float32" if is_own else self.spec.dtype)
+
+    def stored(self, name: str, state: State) -> State:
+        """A stream's state or gradient as it is kept between layers."""
+        return jax.tree.map(self.storage_of(name), state)
+
     def through(
-        self, place: int, index: Int[Array, ""], params: Params, stream: Stream
+        self, name: str, place: int, index: Int[Array, ""], params: Params, stream: Stream
     ) -> tuple[State, VJP, list[tuple[Activation, Array]]]:
         """A layer's next state, the map of gradients back through it, its activations and what they were applied to."""
         phis: list[Activation] = []
@@ -128,9 +144,9 @@ class Walk:
             phis[:] = [phi for phi, _ in noted]
             return after, [z for _, z in noted]
 
-        given = in_dtype(params, signal(stream.state).dtype, stream.exponent)
+        given = in_dtype(params, self.storage_of(name), stream.exponent)
         after, pull, noted = jax.vjp(call, given, stream.state, has_aux=True)
-        return after, pull, list(zip(phis, noted, strict=True))
+        return self.stored(name, after), pull, list(zip(phis, noted, strict=True))
 
     def forward(self) -> tuple[tuple[Passage, ...], dict[str, Stream], dict[str, Array]]:
         """The passages of each of `layers` (stacked on axis 0), the streams behind the last, and what was seen."""
@@ -159,7 +175,7 @@ class Walk:
         biases = vectors(self.draw(following, index + 1))
         after, seen, pulls = {}, {}, {}
         for name, stream in streams.items():
-            state, pull, noted = self.through(place, index, params, stream)
+            state, pull, noted = self.through(name, place, index, params, stream)
             after[name], pulls[name] = Stream(state, stream.exponent), pull
             if name == "real":
                 seen = self.observe(signal(state), noted)
@@ -240,7 +256,8 @@ class Walk:
             stream = streams[name if name in self.streams else "real"]
             read, pull = jax.vjp(lambda state: end(self.layers[-1], state), stream.state)
             cotangent = random.normal(self.readout_key, read.shape)
-            gradients[name] = Stream(pull(cotangent.astype(signal(stream.state).dtype))[0], jnp.int32(0))
+            cotangent = self.stored(name, cotangent).astype(read.dtype)
+            gradients[name] = Stream(self.stored(name, pull(cotangent)[0]), jnp.int32(0))
         _, seen = self.scan(body, gradients, passages, reverse=True)
         return self.unrolled(seen)
 
@@ -253,7 +270,7 @@ class Walk:
         for name, gradient in gradients.items():
             pull = self.way_back(place, passage, params, name if name in self.streams else "real")
             of_params, earlier = pull(gradient.state)
-            before[name] = Stream(earlier, gradient.exponent)
+            before[name] = Stream(self.stored(name, earlier), gradient.exponent)
             if name == "real":
                 seen["weight_gradient_rms"] = gradient_rms(of_params)
             if name == "scaled":
@@ -263,11 +280,11 @@ class Walk:
     def way_back(self, place: int, passage: Passage, params: Params, stream: str) -> VJP:
         """The map of a stream's gradients through one layer, whose draws were drawn again where they are not stored."""
         if not self.stores_pulls:
-            return self.through(place, passage.number, params, passage.streams[stream])[1]
+            return self.through(stream, place, passage.number, params, passage.streams[stream])[1]
         if self.stores_draws:
             return passage.pulls[stream]
-        dtype = self.dtype if stream == "real" else jnp.dtype(jnp.float32)
-        return with_draws(passage.pulls[stream], in_dtype(params, dtype, passage.streams[stream].exponent))
+        given = in_dtype(params, self.storage_of(stream), passage.streams[stream].exponent)
+        return with_draws(passage.pulls[stream], given)
 
     def observe_gradient(self, gradients: dict[str, Stream]) -> dict[str, Array]:
         """Size of the gradient with respect to one layer's activations (and cell)."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxstab import what_if
+from jaxstab.formats import format_of, round_to
 from jaxstab.observation import twins
-from jaxstab.observation.formats import format_of, round_to
 from jaxstab.observation.whatif import accumulation_error
 
 F16 = format_of("float16")

@@ -13,7 +13,7 @@ import pytest
 
 import jaxstab
 from experiments.benchmarks.contract import count_compilations
-from jaxstab.observation.formats import format_of
+from jaxstab.formats import format_of
 from jaxstab.observation.stepwise import Stepwise
 from jaxstab.observation.transform import see, trace
 from jaxstab.observation.whatif import rehearse

@@ -13,8 +13,8 @@ from sightings import assert_close, assert_same_bits
 
 from experiments.benchmarks.plants import PLANTS, first_overflow, inputs, line_of
 from jaxstab import UsageError, observe, what_if
+from jaxstab.formats import format_of, round_to
 from jaxstab.observation import loops, twins
-from jaxstab.observation.formats import format_of, round_to
 from jaxstab.observation.statistics import SIMULATED
 from jaxstab.observation.whatif import accumulation_error
 from jaxstab.reductions import compiler_options

@@ -151,7 +151,7 @@ def test_where_a_scale_does_there_is_no_reason():
 
 
 def test_refusals():
-    with pytest.raises(UsageError, match="Choices: float16, bfloat16, float32"):
+    with pytest.raises(UsageError, match="Choices: float16, bfloat16, float8_e5m2"):
         first_overflow_layer(GROWTH, "float8", COUNT)
     with pytest.raises(UsageError, match="no layers"):
         first_overflow_layer(np.zeros(0), "float16", COUNT)

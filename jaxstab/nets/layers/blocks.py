@@ -52,7 +52,8 @@ class Attention(Make):
         query, key, value = (
             params[name](x).reshape(*x.shape[:-1], self.heads, -1) for name in ("query", "key", "value")
         )
-        scale = jnp.asarray(numbers.qk_scale / math.sqrt(self.width // self.heads)).astype(x.dtype)
+        qk_scale = jnp.asarray(numbers.qk_scale, jnp.promote_types(x.dtype, jnp.float32))
+        scale = (qk_scale / math.sqrt(self.width // self.heads)).astype(x.dtype)
         precision = self.weights.precision
         logits = jnp.einsum("bqhd,bkhd->bhqk", scale * query, key, precision=precision)
         share = jax.nn.softmax(logits, axis=-1)

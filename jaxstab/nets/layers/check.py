@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.errors import UsageError, require_hashable
+from jaxstab.formats import storage
 from jaxstab.names import spell
 from jaxstab.nets.layers.layer import Layer, Numbers, in_dtype, start
 
@@ -21,13 +22,14 @@ def require_layers(layers: Sequence[Layer], shape: tuple[int, ...], dtype: str) 
     numbers = jax.tree.map(
         lambda _: jax.ShapeDtypeStruct((), jnp.float32), Numbers()
     )  # traced, as in a sweep
-    inputs = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    begun = state = jax.eval_shape(lambda x: start(layers[0], x), inputs)
-    for layer in layers:
-        require_hashable("kind", layer)
-        drawn = _drawn(layer, numbers)
-        call = lambda p, s, n, layer=layer: layer(in_dtype(p, dtype), s, n)  # noqa: E731 - one expression
-        state = jax.eval_shape(call, drawn, state, numbers)
+    inputs = jax.ShapeDtypeStruct(shape, storage(dtype).dtype)
+    with storage(dtype).computing():
+        begun = state = jax.eval_shape(lambda x: start(layers[0], x), inputs)
+        for layer in layers:
+            require_hashable("kind", layer)
+            drawn = _drawn(layer, numbers)
+            call = lambda p, s, n, layer=layer: layer(in_dtype(p, dtype), s, n)  # noqa: E731 - one expression
+            state = jax.eval_shape(call, drawn, state, numbers)
     if not _is_like(state, begun):
         names = ", ".join(spell(layer) for layer in layers)
         raise UsageError(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxstab import random
+from jaxstab.formats import Storage, storage
 from jaxstab.nets import initializers
 from jaxstab.nets.weights import Weight, Weights
 from jaxstab.scaling import power_of_two, rescale, rms
@@ -112,16 +113,17 @@ def end(layer: Layer, state: State) -> Float[Array, "batch ..."]:
 
 
 def in_dtype(params: Params, dtype: Any, exponent: Any = 0) -> Params:
-    """A layer's draws for signals of that dtype in units of 2^exponent, in which biases are then given too."""
+    """A layer's draws for signals of that dtype or format in units of 2^exponent, in which biases are then too."""
+    cast = dtype if isinstance(dtype, Storage) else storage(dtype)
 
     def convert(path: tuple[Any, ...], leaf: Any) -> Any:
         if isinstance(leaf, Weight):
-            return leaf.astype(dtype)
+            return leaf.cast(cast)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         if path and getattr(path[-1], "key", None) == "bias":
             leaf = leaf * power_of_two(-jnp.asarray(exponent, jnp.int32))
-        return leaf.astype(dtype)
+        return cast(leaf)
 
     return jax.tree_util.tree_map_with_path(convert, params, is_leaf=lambda x: isinstance(x, Weight))
 
@@ -156,7 +158,7 @@ def gradient_rms(gradient: Params) -> Float[Array, ""]:
         return parts[0][1]
     if not parts:
         return jnp.float32(jnp.nan)
-    sizes, values = (jnp.stack([jnp.float32(one) for one in column]) for column in zip(*parts, strict=True))
+    sizes, values = (jnp.stack(list(map(jnp.asarray, column))) for column in zip(*parts, strict=True))
     m, exponent = rescale(values)
     return jnp.ldexp(jnp.sqrt(jnp.sum(sizes / jnp.sum(sizes) * m * m)), exponent)
 

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxstab import formats
 from jaxstab.errors import UsageError
-from jaxstab.observation import formats
-from jaxstab.observation.formats import FORMATS, Format, format_of, name_of_format, round_to
+from jaxstab.formats import FORMATS, Format, format_of, name_of_format, round_to
 
 TINY = float(np.finfo(np.float32).tiny)
 NARROW = {

@@ -6,6 +6,8 @@ may drop a cast there and back. Here a number is rounded to a whole multiple of 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from jaxtyping import Array, Float
 
 from jaxstab.errors import ALIASES, UsageError
 
+COMPUTED = ("float32", "bfloat16", "float16", "float64")
+"""What JAX computes in itself."""
 FORMATS = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "float32")
 """Those with a name; any other is a pair (exponent bits, mantissa bits) with infinities and subnormals, as IEEE's."""
 
@@ -44,7 +48,7 @@ def format_of(dtype: object) -> Format:
             raise UsageError(f"dtype={dtype}: 2 to 8 exponent bits and 1 to 23 mantissa bits are simulated.")
         bias = 2 ** (exponent - 1) - 1
         return _format(exponent, mantissa, (2 - 2.0**-mantissa) * 2.0**bias, math.inf)
-    name = _name_of(dtype)
+    name = name_of_dtype(dtype)
     if pair := re.fullmatch(r"e(\d+)m(\d+)", name):
         return format_of((int(pair[1]), int(pair[2])))
     if name not in FORMATS:
@@ -61,13 +65,37 @@ def _format(exponent_bits: int, mantissa_bits: int, largest: float, beyond: floa
     return Format(exponent_bits, mantissa_bits, largest, beyond, smallest, 2.0**-mantissa_bits)
 
 
+class Storage(NamedTuple):
+    """How numbers are kept: computed in `dtype`, and rounded to `format` where JAX does not compute in that itself."""
+
+    dtype: Any
+    format: Format | None
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """x so stored."""
+        x = x.astype(self.dtype)
+        return x if self.format is None else round_to(x, self.format)
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """In which programs that compute so are traced: float64 is off in JAX by default."""
+        return jax.enable_x64(True) if self.dtype == jnp.float64 else contextlib.nullcontext()
+
+
+@functools.lru_cache
+def storage(dtype: object) -> Storage:
+    """Of float64, of a dtype that JAX computes in, or of a format that float32 simulates (see `format_of`)."""
+    if name_of_dtype(dtype) in COMPUTED:
+        return Storage(np.dtype(name_of_dtype(dtype)), None)
+    return Storage(np.dtype(np.float32), format_of(dtype))
+
+
 def name_of_format(dtype: object) -> str:
     """How the format is called in tables: its name, or e4m3 for (4, 3)."""
     format_of(dtype)
-    return f"e{dtype[0]}m{dtype[1]}" if isinstance(dtype, tuple) else _name_of(dtype)
+    return f"e{dtype[0]}m{dtype[1]}" if isinstance(dtype, tuple) else name_of_dtype(dtype)
 
 
-def _name_of(dtype: object) -> str:
+def name_of_dtype(dtype: object) -> str:
     if isinstance(dtype, str):
         return ALIASES.get(dtype, dtype)
     try:
