@@ -68,9 +68,7 @@ class Spec:
     init: Annotated[Any, Doc("initialization of the weights", choices=initializers.NAMES)] = "xavier_normal"
     kind: Annotated[Any, Doc("kind of stack, or a layer", choices=register.KINDS)] = "plain"
     sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law", choices=SAMPLERS)] = "auto"
-    dtype: Annotated[Any, Doc("format of signal and gradient, by name or bits of both parts", choices=(*DTYPES, "e4m3"))] = (
-        "float32"
-    )
+    dtype: Annotated[Any, Doc("format of signal and gradient", choices=(*DTYPES, "e4m3"))] = "float32"
     precision: Annotated[str, Doc("precision of matrix products", choices=PRECISIONS)] = "highest"
     branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
     sublayers: Annotated[str, Doc("what the layers of a transformer are", choices=register.SUBLAYERS)] = "ffn"

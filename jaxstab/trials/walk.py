@@ -1,8 +1,8 @@
 """One stack walked forward and backward, layer by layer, over the same draws.
 
 Two streams run side by side: the real one in the Spec's dtype, which overflows and underflows as that dtype does, and
-one in float32 whose power of two is carried apart, for the logarithms. A format that JAX does not compute in is what the
-real one's draws, states and gradients are rounded to; a layer computes in float32 then.
+one in float32 whose power of two is carried apart, for the logarithms. A format that JAX does not compute in is what
+the real one's draws, states and gradients are rounded to; a layer computes in float32 then.
 """
 
 from __future__ import annotations
