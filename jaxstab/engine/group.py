@@ -33,8 +33,8 @@ class Part(NamedTuple):
 class Group:
     """Everything checked and cut, nothing compiled before the first `start_ahead` or `finish`.
 
-    Attributes: `spec`, `members` (numbers of its configurations in the space), `hparams` (float32 columns), `data`
-    (what every lane reads: () or a tuple of one), `lane`, `cut` and `program`.
+    Attributes: `spec`, `members` (numbers of its configurations in the space), `hparams` (float32 columns, as the
+    program is given them), `data` (what every lane reads: () or a tuple of one), `lane`, `cut` and `program`.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Group:
         memory: float | None,
     ):
         self.spec, self.members, columns = configurations
-        self.hparams = jax.tree.map(np.float32, columns)
+        spec, self.hparams = family.as_run(self.spec, jax.tree.map(np.float32, columns))
         self.data = load_shared(family, self.spec)
         self._seeds, self._devices, self._memory = seeds.astype(np.uint32), tuple(devices), memory
-        whole = trace(family, self.spec, Arguments.of(self.hparams, self.data))
+        whole = trace(family, spec, Arguments.of(self.hparams, self.data))
         self.lane = keeping(whole, _check_keep(keep, whole.keep))
         _check_dims(family, self.lane)
         tile = tile or whole.tile(devices[0].platform)
         self.cut = Cut(len(self.members), len(seeds), tile, self.lane.tiles_per_chunk(tile))
-        room.require_lane(self.spec, functools.partial(self._largest_array, family), tile, self._room())
+        room.require_lane(spec, functools.partial(self._largest_array, family), tile, self._room())
         self.program = make_program(
             self.lane, tile, max(LEAST_TILES, -(-self.cut.tiles_per_chunk // len(devices))), self._devices
         )

@@ -92,7 +92,10 @@ def sweep(
                 bar.update(len(chunk.lanes))
         else:
             _run_stored(job, wanted, layout, table, Store(store), bar)
-    data = table.dataset({"programs": len(job.groups)} | ({} if store is None else {"store": str(store)}))
+    data = table.dataset(
+        {"programs": len({id(group.lane) for group in job.groups})}
+        | ({} if store is None else {"store": str(store)})
+    )
     return data.sel(seed=wanted) if is_part else data
 
 

@@ -164,6 +164,10 @@ class Family:
         of = lambda spec: {name: value for name, value in chosen.items() if getattr(spec, name) == AUTO}  # noqa: E731
         return [dataclasses.replace(spec, **of(spec)) for spec in specs], chosen
 
+    def as_run(self, spec: Any, hparams: Any) -> tuple[Any, Any]:
+        """The Spec whose program runs this one, to the last bit, and the numbers it is given: its class's `as_run`."""
+        return spec.as_run(hparams) if hasattr(spec, "as_run") else (spec, hparams)
+
     def _required(self) -> Iterable[str]:
         for f in dataclasses.fields(self.Spec):
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
@@ -157,6 +158,18 @@ class Spec:
         if not undecided:
             return {}
         return {"sampler": "conditioned" if all(spec.is_in_law for spec in undecided) else "dense"}
+
+    def as_run(self, hparams: HParams) -> tuple[Spec, HParams]:
+        """A Spec and numbers (float32) that give the same bits: Gaussian schemes differ by a factor on the gain alone."""
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        is_named = all(isinstance(kind, str) for kind in kinds) and isinstance(self.init, str)
+        if not is_named or self.init not in weights.GAUSSIAN or isinstance(self.width, tuple):
+            return self, hparams
+        fan = self.width * (self.kernel**2 if self.kind == "convolution" else 1)
+        std = np.float32(initializers.weight_std(self.init, fan, fan))
+        with np.errstate(over="ignore", under="ignore"):
+            gain = jax.tree.map(lambda gain: np.float32(gain) * std, hparams.gain)
+        return dataclasses.replace(self, init="normal"), hparams._replace(gain=gain)
 
     @property
     def is_in_law(self) -> bool:

@@ -148,11 +148,8 @@ STACKS = {
     "tanh 40x5": {"width": 40, "batch": 5, "activation": "tanh", "gain": 1.5},
     "gelu residual 40x5": {"width": 40, "batch": 5, "activation": "gelu", "gain": 1.5, "kind": "residual",
                            "branch_scale": 0.3},
-    "relu 256x16": {"width": 256, "batch": 16, "depth": 4, "activation": "relu", "init": "kaiming_normal"},
     "linear 8x1": {"width": 8, "batch": 1, "activation": "linear"},
     "orthogonal tanh 40x5": {"width": 40, "batch": 5, "activation": "tanh", "init": "orthogonal", "gain": 1.3},
-    "orthogonal gelu residual 8x5": {"width": 8, "batch": 5, "activation": "gelu", "init": "orthogonal",
-                                     "kind": "residual"},
     "aligned": {"width": 40, "batch": 5, "depth": 40, "activation": "tanh", "gain": 0.5},
     "more inputs than units": {"width": 6, "batch": 9, "activation": "relu", "init": "kaiming_normal"},
 }  # fmt: skip  # a stack a line
