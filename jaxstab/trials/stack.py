@@ -160,7 +160,7 @@ class Spec:
         return {"sampler": "conditioned" if all(spec.is_in_law for spec in undecided) else "dense"}
 
     def as_run(self, hparams: HParams) -> tuple[Spec, HParams]:
-        """A Spec and numbers (float32) that give the same bits: Gaussian schemes differ by a factor on the gain alone."""
+        """A Spec and float32 numbers that give the same bits: Gaussian schemes differ by a factor on the gain alone."""
         kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
         is_named = all(isinstance(kind, str) for kind in kinds) and isinstance(self.init, str)
         if not is_named or self.init not in weights.GAUSSIAN or isinstance(self.width, tuple):
