@@ -53,7 +53,13 @@ def test_the_compilation_counter_counts():
 
 def test_dimensions_coordinates_and_padding():
     data = jaxstab.propagate(
-        seeds=[5, 3], depth=[2, 4], gain=np.float32([0.5, 1.5]), activation="relu", width=8, batch=2
+        seeds=[5, 3],
+        depth=[2, 4],
+        gain=np.float32([0.5, 1.5]),
+        activation="relu",
+        width=8,
+        batch=2,
+        keep=["forward_rms"],
     )
     assert dict(data.sizes) == {"depth": 2, "gain": 2, "seed": 2, "layer": 4}
     assert data.forward_rms.dims == ("depth", "gain", "seed", "layer")

@@ -81,16 +81,18 @@ def test_the_fan_that_an_initialization_counts_shows_at_once(mode, forward, back
 
 
 def test_equal_gains_by_layer_are_one_gain():
-    settings = {"depth": 3, "width": 16, "batch": 2, "progress": False}
-    one = jaxstab.propagate(3, gain=1.5, **settings)
-    three = jaxstab.propagate(3, gain={"three": (1.5,) * 3}, width={"four": (16,) * 4}, depth=3, batch=2)
-    for name in ("forward_rms", "backward_rms", "weight_gradient_rms"):
+    keep = ["forward_rms", "backward_rms", "weight_gradient_rms"]
+    settings = {"depth": 3, "batch": 2, "keep": keep, "progress": False}
+    one = jaxstab.propagate(3, gain=1.5, width=16, **settings)
+    three = jaxstab.propagate(3, gain={"three": (1.5,) * 3}, width={"four": (16,) * 4}, **settings)
+    for name in keep:
         np.testing.assert_allclose(one[name], three[name].squeeze(), rtol=1e-5)
 
 
 def test_gains_by_layer_are_lanes_of_one_program():
     gains = {"up": (0.5, 2.0), "down": (2.0, 0.5)}
-    data = jaxstab.propagate(2, gain=gains, depth=2, width=8, batch=2, activation="linear", progress=False)
+    settings = {"depth": 2, "width": 8, "batch": 2, "activation": "linear", "keep": ["forward_rms"]}
+    data = jaxstab.propagate(2, gain=gains, progress=False, **settings)
     assert data.attrs["programs"] == 1
     np.testing.assert_allclose(
         data.forward_rms.sel(gain="up", layer=2), data.forward_rms.sel(gain="down", layer=2)
@@ -115,10 +117,10 @@ def test_sublayers_in_turn_are_attention_and_feed_forward():
 
 
 def test_layers_of_ones_own_are_walked_in_turn():
-    data = jaxstab.propagate(
-        2, kind={"both": (Gated(16), Gated(16)), "one": Gated(16)}, depth=4, width=16, batch=2, progress=False
-    )
-    for name in ("forward_rms", "backward_rms", "weight_gradient_rms"):
+    keep = ["forward_rms", "backward_rms", "weight_gradient_rms"]
+    kinds = {"both": (Gated(16), Gated(16)), "one": Gated(16)}
+    data = jaxstab.propagate(2, kind=kinds, depth=4, width=16, batch=2, keep=keep, progress=False)
+    for name in keep:
         np.testing.assert_allclose(data[name].sel(kind="both"), data[name].sel(kind="one"), rtol=1e-4)
 
 
@@ -126,7 +128,9 @@ def test_names_may_stand_among_them():
     settings = {"depth": 4, "width": 16, "batch": 2, "activation": "relu", "sampler": "dense"}
     spec = Spec(kind=("plain", "residual", Gated(16), "normalized"), **settings)
     assert [type(layer).__name__ for layer in spec.layers] == ["Plain", "Residual", "Gated", "Normalized"]
-    data = jaxstab.propagate(2, kind={"mixed": ("plain", "residual"), "plain": "plain"}, **settings)
+    data = jaxstab.propagate(
+        2, kind={"mixed": ("plain", "residual"), "plain": "plain"}, keep=["forward_rms"], **settings
+    )
     np.testing.assert_array_equal(*data.forward_rms.sel(layer=1).values)
     assert (data.forward_rms.sel(layer=2, kind="mixed") > data.forward_rms.sel(layer=2, kind="plain")).all()
 
@@ -140,7 +144,8 @@ def test_each_layer_is_called_with_its_own_gain():
         def __call__(self, params, state, numbers):
             return state * numbers.gain.astype(state.dtype)
 
-    data = jaxstab.propagate(1, kind={"own": Scaled()}, gain={"g": (2.0, 3.0)}, depth=2, width=8, batch=2)
+    settings = {"depth": 2, "width": 8, "batch": 2, "keep": ["forward_rms", "backward_rms"]}
+    data = jaxstab.propagate(1, kind={"own": Scaled()}, gain={"g": (2.0, 3.0)}, **settings)
     first, second = data.forward_rms.values.squeeze()
     np.testing.assert_allclose(second, 3 * first, rtol=1e-6)
     np.testing.assert_allclose(
@@ -196,6 +201,7 @@ def test_an_image_of_a_delta_orthogonal_kernel_keeps_its_length():
         depth=30,
         width=8,
         batch=1,
+        keep=["forward_rms", "backward_rms"],
         progress=False,
     )
     np.testing.assert_allclose(data.forward_rms.sel(layer=30), data.forward_rms.sel(layer=1), rtol=1e-4)
@@ -203,9 +209,8 @@ def test_an_image_of_a_delta_orthogonal_kernel_keeps_its_length():
 
 
 def test_kinds_with_and_without_pixels_stand_in_one_sweep():
-    data = jaxstab.propagate(
-        2, kind=["plain", "convolution"], side=3, depth=2, width=8, batch=2, progress=False
-    )
+    settings = {"side": 3, "depth": 2, "width": 8, "batch": 2, "keep": ["forward_profile", "forward_rms"]}
+    data = jaxstab.propagate(2, kind=["plain", "convolution"], progress=False, **settings)
     assert data.forward_profile.sizes == {"kind": 2, "seed": 2, "layer": 2, "row": 3, "column": 3}
     assert np.isnan(data.forward_profile.sel(kind="plain")).all()
     assert np.isfinite(data.forward_profile.sel(kind="convolution")).all()
