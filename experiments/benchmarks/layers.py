@@ -162,6 +162,13 @@ def size(name: str, of: dict[str, np.ndarray]) -> np.ndarray:
     return of["forward_rms"] if name in ("forward_mean", "forward_entry") else np.abs(of[name])
 
 
+def is_near(name: str, one: xr.Dataset, other: xr.Dataset, eps: float) -> bool:
+    """Whether a variable is the same but for rounding of what it is taken from: a mean of 0, a logarithm of 1."""
+    values = {str(key): value.values for key, value in one.items()}
+    largest = np.max(size(name, values), initial=0.0) if name in (*FORWARD, "log10_backward_rms") else 0.0
+    return bool(np.all(np.abs(values[name] - other[name].values) <= eps * largest))
+
+
 def unflagged(data: xr.Dataset) -> list[str]:
     """Variables that are not finite in a lane where no flag says so, and flags of lanes where all is finite."""
     flag = {way: data[f"first_bad_layer_{way}"] for way in ("forward", "backward")}
@@ -172,6 +179,8 @@ def unflagged(data: xr.Dataset) -> list[str]:
             continue
         forward = (flag["forward"] > 0) & (data.layer >= flag["forward"])
         told = forward if name in FORWARD else (flag["forward"] > 0) | (flag["backward"] > 0)
+        if name == "weight_gradient_rms":  # where a norm overflowed and gave zeros: a lost layer, times inf
+            told = told | (lost["forward"] > 0)
         if name.startswith("log10"):  # of what is all zero: -inf
             told = told | (lost["forward"] > 0) | (lost["backward"] > 0)
         is_nan: Any = np.isnan(data[name])
@@ -250,7 +259,8 @@ def check(case: Case, is_quick: bool = False) -> Iterator[Check]:
         tiles = sweep(case, tile=1)
         # XLA rounds to a half where a fusion ends, which the tile decides
         eps = max(ROUNDING, float(jnp.finfo(case.spec.dtype).eps))
-        wrong = differences(whole.sel(gain=list(GAINS)), tiles.sel(gain=list(GAINS)), eps)
+        one, other = (data.sel(gain=list(GAINS)) for data in (whole, tiles))
+        wrong = [name for name in differences(one, other, eps) if not is_near(name, one, other, eps)]
         yield Check(case.name, "one lane a tile", not wrong, ", ".join(wrong))
         yield Check(
             case.name, "a store resumed", resumed(case).drop_attrs().identical(tiles.drop_attrs()), ""
