@@ -20,10 +20,7 @@ from jaxstab.nets.weights import Weights
 CHEAP = (
     "dropout 0.5, relu at its gain",
     "residual, two matrices, a = 1, b = 0.25",
-    "residual, one matrix of relu, a = 1, b = 0.0625",
-    "residual, one matrix of relu, width 64",
     "pre_ln, relu, L = 12",
-    "batch_norm, relu, batch 8, width 512",
 )
 
 

@@ -71,13 +71,11 @@ def in_law(law, n):
 @pytest.mark.parametrize(
     ("batch", "n", "shape"),
     [
-        (5, 24, "generic"),
         (4, 24, "aligned"),
         (4, 12, "duplicated"),
         (3, 12, "dead"),
         (1, 8, "generic"),
         (9, 6, "generic"),
-        (5, 8, "generic"),
     ],
 )
 def test_a_layer_in_law_is_a_layer(law, batch, n, shape):

@@ -209,7 +209,7 @@ def test_an_image_of_a_delta_orthogonal_kernel_keeps_its_length():
 
 
 def test_kinds_with_and_without_pixels_stand_in_one_sweep():
-    settings = {"side": 3, "depth": 2, "width": 8, "batch": 2, "keep": ["forward_profile", "forward_rms"]}
+    settings = {"side": 3, "depth": 2, "width": 8, "batch": 2}
     data = jaxstab.propagate(2, kind=["plain", "convolution"], progress=False, **settings)
     assert data.forward_profile.sizes == {"kind": 2, "seed": 2, "layer": 2, "row": 3, "column": 3}
     assert np.isnan(data.forward_profile.sel(kind="plain")).all()

@@ -18,10 +18,9 @@ SQUARES = ("forward_std", "forward_rms", "backward_rms", "weight_gradient_rms")
 MEANS = ("forward_mean", "zero_fraction", "saturated_fraction", "correlation")
 LOGARITHMS = ("log10_forward_rms", "log10_backward_rms")
 CASES = [
-    *(("plain", activation, 4) for activation in GAINS),
-    *(("residual", activation, 4) for activation in ("relu", "tanh")),
-    *(("normalized", activation, 4) for activation in ("tanh", "gelu")),
-    ("recurrent", "gelu", 4),
+    *(("plain", activation, 4) for activation in ("linear", "relu", "gelu")),
+    ("residual", "relu", 4),
+    ("normalized", "tanh", 4),
     ("residual", "tanh", 1),
     ("recurrent", "tanh", 1),
 ]
@@ -257,12 +256,10 @@ MEASURED = {
         "branch_scale": 0.5,
         "skip_scale": 0.9,
     },
-    "a skip that is scaled": {"kind": "residual", "activation": "relu", "skip_scale": 0.5, "gain": 1.2},
     "dropout": {"dropout": 0.3, "gain": 1.4, "sigma_b": 0.2},
     "dropout of a branch": {"kind": "residual", "activation": "relu", "dropout": 0.3, "branch_scale": 0.3},
     "pre_ln": {"kind": "pre_ln", "activation": "gelu", "gain": 1.4},
     "post_ln": {"kind": "post_ln", "activation": "relu", "gain": 1.3, "sigma_b": 0.1},
-    "pre_ln, dropout": {"kind": "pre_ln", "activation": "tanh", "dropout": 0.2},
 }
 
 
