@@ -15,7 +15,8 @@ import xarray as xr
 from jaxstab.errors import UsageError
 from jaxstab.names import spell
 from jaxstab.theory import fixed_points, gains
-from jaxstab.trials.prediction import has_theory, infinite_width
+from jaxstab.theory.floats import FLOATS, range_of
+from jaxstab.trials.prediction import has_digits, has_theory, infinite_width
 from jaxstab.trials.propagation import propagation
 from jaxstab.trials.scales import is_by_layer, sigmas
 from jaxstab.trials.stack import HParams, Spec
@@ -128,7 +129,7 @@ class Explanation:
         spec, hparams = propagation.configure(self.settings)
         is_silent = measured is None and bool(_unsaid(spec, hparams))
         ends = [] if is_silent else _describe_ends(self.forecast, spec, measured)
-        return " ".join([*self.sentences, *ends])
+        return " ".join([*self.sentences, *_describe_leaving(spec, hparams), *ends])
 
     def __str__(self) -> str:
         return self.text()
@@ -376,6 +377,25 @@ def _describe_ends(forecast: Mapping[str, Any], spec: Any, measured: xr.Dataset 
             if broken.size or share > 0.5:
                 found.append(f"Measured in {spec.dtype}: {subject} {verb} {there} (forecast: {theory}).")
     return found
+
+
+def _describe_leaving(spec: Any, hparams: Any) -> list[str]:
+    """From which layer on theory is silent on a narrow format, because few of its numbers are left there."""
+    if spec.dtype in FLOATS or propagation.predict is None:
+        return []
+    forecast, limits, found = propagation.predict(spec, hparams), range_of(spec.dtype), []
+    for way, subject, first in (("forward", "signal", 0), ("backward", "gradient", -1)):
+        log10 = forecast[f"log10_{way}_rms"]
+        leaves = np.isfinite(log10) & ~has_digits(spec, log10)
+        if leaves.any():
+            layer = np.flatnonzero(leaves)[first] + 1
+            found.append(f"the {subject} from layer {layer} {'down' if first else 'on'}")
+    ends = f"{limits.smallest_normal:.3g} to {limits.largest:.3g}"
+    return (
+        [f"Too near the ends of {spec.dtype}'s normal numbers, {ends}: {' and '.join(found)}."]
+        if found
+        else []
+    )
 
 
 def _spell_ends(share: float, ends: list[float], count: str = "") -> str:

@@ -170,6 +170,13 @@ def _mixed(spec: Any, hparams: Any, derived: np.ndarray) -> dict[str, np.ndarray
     return {name: np.concatenate([told[name] for _, told in parts])[order] for name in parts[0][1]}
 
 
+def has_digits(spec: Any, log10_rms: np.ndarray) -> np.ndarray:
+    """Whether signals of that rms are normal numbers of the Spec's format; not where the rms is not known."""
+    limits, count = floats.range_of(spec.dtype), math.prod(spec.shape[:-1]) * max(spec.widths)
+    most = math.log10(limits.overflow / floats.largest_of(count))
+    return (math.log10(limits.smallest_normal) <= log10_rms) & (log10_rms <= most)
+
+
 def _predict_in_format(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """`_predict`, without what a format that float32 simulates makes of a signal outside its normal numbers.
 
@@ -178,12 +185,7 @@ def _predict_in_format(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     told = _predict(spec, hparams)
     if spec.dtype in floats.FLOATS:
         return told
-    limits, count = floats.range_of(spec.dtype), math.prod(spec.shape[:-1]) * max(spec.widths)
-    ends = math.log10(limits.smallest_normal), math.log10(limits.overflow / floats.largest_of(count))
-    there, back = (
-        ~((ends[0] <= told[f"log10_{way}_rms"]) & (told[f"log10_{way}_rms"] <= ends[1]))
-        for way in ("forward", "backward")
-    )
+    there, back = (~has_digits(spec, told[f"log10_{way}_rms"]) for way in ("forward", "backward"))
     there = np.logical_or.accumulate(there, axis=1)
     back = np.logical_or.accumulate(back[:, ::-1], axis=1)[:, ::-1] | there[:, -1:]
     for name, values in told.items():

@@ -191,7 +191,7 @@ class Walk:
 
     def rounds(self) -> Int[Array, " round"]:
         """The layers are walked in turn so many times."""
-        return jnp.arange(self.spec.depth // len(self.layers))
+        return jnp.arange(self.spec.depth // len(self.layers), dtype=jnp.int32)
 
     def indices(self, round_: Int[Array, ""]) -> list[Int[Array, ""]]:
         """The numbers of a round's layers."""

@@ -124,6 +124,17 @@ def test_the_verdict_speaks_of_the_rate_and_of_the_total():
         assert words in str(told)
 
 
+def test_where_a_narrow_format_has_no_digits_left_is_said():
+    axes = {"activation": "relu", "init": "lecun_normal", "depth": 30, "dtype": "float8_e4m3fn"}
+    said = str(jaxstab.explain(**axes))
+    assert (
+        "float8_e4m3fn's normal numbers, 0.0156 to 448: the signal from layer 13 on and the gradient from"
+        in said
+    )
+    assert "normal numbers" not in str(jaxstab.explain(**axes | {"init": "kaiming_normal"}))
+    assert "normal numbers" not in str(jaxstab.explain(**axes | {"dtype": "bfloat16"}))
+
+
 def test_what_was_measured_is_said_with_the_forecast_beside():
     settings = {"activation": "relu", "init": "normal", "depth": 30, "dtype": "float16"}
     measured = jaxstab.propagate(seeds=4, **settings)

@@ -11,6 +11,7 @@ import pytest
 import jaxstab
 from jaxstab import random
 from jaxstab.formats import format_of, round_to
+from jaxstab.trials.propagation import make_trial
 from jaxstab.trials.stack import HParams, Spec
 from jaxstab.trials.walk import Walk
 
@@ -62,6 +63,28 @@ def test_float64_is_the_network_in_float64_on_the_same_draws():
             np.testing.assert_allclose(single, value, rtol=2e-5, err_msg=name)
             assert not np.allclose(single, value, rtol=1e-13)
     np.testing.assert_allclose(one.log10_backward_rms, whole.log10_backward_rms, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "e4m3"])
+@pytest.mark.parametrize(
+    ("settings", "numbers"),
+    [
+        ({"init": "orthogonal"}, {"dropout": (0.1,)}),
+        ({"kind": "recurrent"}, {"gain": (1.0, 2.0)}),
+        ({"kind": ("plain", "normalized")}, {"gain": (1.0, 2.0)}),
+        ({"kind": "pre_ln", "sublayers": "alternate", "tokens": 2}, {}),
+        ({"kind": "lstm"}, {}),
+        ({"kind": "convolution"}, {}),
+    ],
+)
+def test_every_kind_is_traced_in_a_format_and_tells_in_its_dtype(dtype, settings, numbers):
+    """Without a warning of JAX's, which are errors here."""
+    spec = Spec(depth=2, width=4, batch=2, sampler="dense", dtype=dtype, **settings)
+    hparams = jax.tree.map(jnp.float32, HParams(**numbers))
+    seen = jax.eval_shape(make_trial(spec), jax.random.key(0), hparams)
+    wanted = {"float64": np.float64, "e4m3": np.float32}[dtype]
+    names = ("forward_rms", "forward_entry", "backward_rms", "weight_gradient_rms")
+    assert {seen[name].dtype for name in names} == {np.dtype(wanted)}
 
 
 def test_float64_holds_what_float32_does_not():
