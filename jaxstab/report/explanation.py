@@ -344,7 +344,7 @@ def _describe_advice(facts: Explanation, spec: Any) -> list[str]:
         return ["No gain is better, but wider layers are." if strays else "The gain is right as it is."]
     if not changes > max(STEADY * spec.depth, 0.5):
         return ["Nothing needs mending at this depth."]
-    if spec.kind == "normalized":
+    if spec.kind in ("normalized", "rms_norm"):
         return ["No gain changes that: every layer normalizes what the last one passed on."]
     if spec.kind == "residual":
         return ["A residual stack has no critical gain; a smaller branch_scale lowers its rate."]

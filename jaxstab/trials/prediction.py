@@ -43,7 +43,7 @@ UNKNOWN_GRADIENT = "no loss scale: the gradient of such networks is not known."
 def has_theory(spec: Any, hparams: Any) -> bool:
     """Whether mean-field theory speaks of these stacks: kinds that it walks, weights of mean 0."""
     is_block = spec.kind in ("pre_ln", "post_ln") and spec.sublayers == "ffn"
-    is_walked = spec.kind in ("plain", "residual", "normalized") or (
+    is_walked = spec.kind in ("plain", "residual", "normalized", "rms_norm") or (
         spec.kind in ("recurrent", "convolution") and not hparams.dropout
     )
     if not (is_walked or is_block) or not isinstance(spec.init, str) or spec.init == "constant":
@@ -206,8 +206,8 @@ holds for a read-out that is independent of them.
 
 
 def _kind(spec: Any) -> str:
-    """The kind of stack whose variances a Spec's are."""
-    return "plain" if spec.kind == "recurrent" else spec.kind
+    """The kind of stack whose variances a Spec's are; a norm's mean over units vanishes as the width grows."""
+    return {"recurrent": "plain", "rms_norm": "normalized"}.get(spec.kind, spec.kind)
 
 
 def _nothing(spec: Any, count: int) -> dict[str, np.ndarray]:
