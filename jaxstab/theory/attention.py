@@ -81,14 +81,17 @@ def token_trajectory(
     qk_scale: Scalar = 1.0,
     skip_scale: Scalar = 0.0,
     branch_scale: Scalar = 1.0,
+    order: str = "",
     c0: Scalar = 0.0,
     width: float = math.inf,
     head: float = math.inf,
 ) -> TokenTrajectory:
     """Tokens behind each of `depth` layers x <- a x + b f(x), f attention, for inputs of mean square 1 and cosine c0.
 
+    order: "pre" for a x + b f(norm(x)), "post" for norm(a x + b f(x)), "" without a norm.
+
     Query, key, value and output weights have standard deviation sigma_w/sqrt(width): logits of tokens of mean square q
-    have sigma = qk_scale sigma_w^2 q, values have sigma_w^4 q. Neglected orders add up from layer to layer. Tokens are
+    have sigma = qk_scale sigma_w^2 q, values sigma_w^4 q; behind a norm q is 1. Neglected orders add up. Tokens are
     taken as equally far from one another; without a skip they no longer are behind the first layer, and the distance
     from 1 that is left of a cosine is larger, if small: behind the second of 64 tokens at sigma = 0.5, 6e-4 for 1e-4.
 
@@ -97,13 +100,15 @@ def token_trajectory(
     0.0963
     """
     _require_layers(depth)
+    require_choice(order, ("", *ORDERS), "order of norm and branch")
     c, tokens, w, qk, a, b = maps.broadcast(c0, tokens, sigma_w, qk_scale, skip_scale, branch_scale)
     log_q, error, rows = np.zeros_like(c), np.zeros_like(c), np.empty((2, *c.shape, depth))
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(depth):
-            sigma = np.asarray(qk * w**2 * np.exp(log_q))
-            factor, c, own = _layer(c, tokens, sigma, a, np.asarray(b * w**2), width, head)
-            log_q, error = log_q + maps.log_of(factor), error + own
+            attended = np.zeros_like(log_q) if order else log_q  # ln of the mean square of what f is given
+            sigma, scale = qk * w**2 * np.exp(attended), b * w**2 * np.exp((attended - log_q) / 2)
+            factor, c, own = _layer(c, tokens, np.asarray(sigma), a, np.asarray(scale), width, head)
+            log_q, error = np.where(order == "post", 0.0, log_q + maps.log_of(factor)), error + own
             rows[..., i] = np.where(error <= MOST_ERROR, [log_q, c], np.nan)
     return TokenTrajectory(*rows)
 

@@ -53,10 +53,12 @@ def of_images(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
 
 def of_tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     """Size of tokens and mean cosine within an input, of attention whose weights have mean 0; else nothing."""
+    order = {"pre_ln": "pre", "post_ln": "post"}.get(spec.kind, "") if spec.sublayers == "attention" else ""
     is_random = isinstance(spec.init, str) and spec.init != "constant"
-    if spec.kind not in register.ATTENDING or not is_random or hparams.dropout or is_by_layer(spec, hparams):
+    is_known = (order or spec.kind in register.ATTENDING) and is_random and not hparams.dropout
+    if not is_known or is_by_layer(spec, hparams):
         return {}
-    has_skip = spec.kind == "residual_attention"
+    has_skip = order or spec.kind == "residual_attention"
     walked = attention.token_trajectory(
         spec.depth,
         spec.tokens,
@@ -64,6 +66,7 @@ def of_tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
         qk_scale=hparams.qk_scale,
         skip_scale=hparams.skip_scale if has_skip else 0.0,
         branch_scale=hparams.branch_scale if has_skip else 1.0,
+        order=order,
         width=spec.width,
         head=spec.width // spec.heads,
     )  # fmt: skip - an argument a line otherwise

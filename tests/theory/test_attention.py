@@ -162,6 +162,18 @@ def test_entropys_printed_numbers():
     assert entropy(64, 1.0, c=1.0) == pytest.approx(np.log(64))
 
 
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_tokens_of_equal_shares_are_those_of_uniform_blocks(order):
+    told = theory.uniform_blocks(order, 12, 16, branch_scale=0.8, c0=0.1)
+    walked = theory.token_trajectory(
+        12, 16, qk_scale=0.0, skip_scale=1.0, branch_scale=0.8, order=order, c0=0.1
+    )
+    np.testing.assert_allclose(np.exp(walked.log_square), told.square[1:], rtol=1e-12)
+    np.testing.assert_allclose(walked.correlation, told.correlation[1:], rtol=1e-12)
+    without = theory.token_trajectory(12, 16, qk_scale=0.0, skip_scale=1.0, branch_scale=0.8, c0=0.1)
+    assert np.max(np.abs(np.exp(without.log_square) - told.square[1:])) > 0.1
+
+
 def test_uniform_blocks_printed_numbers():
     pre = theory.uniform_blocks("pre", 100, 16)
     for depth, square, cosine in ((12, 7.377, 0.8644), (24, 18.399, 0.9456), (100, 92.82, 0.9892)):

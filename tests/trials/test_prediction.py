@@ -283,6 +283,14 @@ def test_theory_of_blocks_and_of_dropout_is_what_is_measured(name):
 ATTENTION = {
     "alone": {"kind": "attention", "depth": 3, "gain": 2.0, "qk_scale": 0.1},
     "skip": {"kind": "residual_attention", "depth": 5, "qk_scale": 0.5, "skip_scale": 0.9},
+    "before, a norm": {"kind": "pre_ln", "sublayers": "attention", "depth": 5, "qk_scale": 0.5, "gain": 1.2},
+    "behind, a norm": {
+        "kind": "post_ln",
+        "sublayers": "attention",
+        "depth": 5,
+        "qk_scale": 0.4,
+        "branch_scale": 0.7,
+    },
     "heads": {"kind": "residual_attention", "depth": 5, "branch_scale": 0.5, "heads": 4, "qk_scale": 0.4},
 }
 
@@ -314,7 +322,7 @@ def test_of_attention_only_what_holds_is_said():
     single = jaxstab.predict(tokens=1, qk_scale=0.0, **settings)
     assert np.isnan(single.correlation).all()
     np.testing.assert_allclose(single.forward_rms**2, 2.0 ** np.arange(1, 13))
-    for unknown in ({"dropout": 0.1}, {"init": "constant"}, {"kind": "pre_ln", "sublayers": "attention"}):
+    for unknown in ({"dropout": 0.1}, {"init": "constant"}, {"kind": "pre_ln", "sublayers": "alternate"}):
         assert np.isnan(
             jaxstab.predict(**settings | {"tokens": 64, "qk_scale": 0.0} | unknown).forward_rms
         ).all()
