@@ -207,8 +207,8 @@ holds for a read-out that is independent of them.
 
 def _kind(spec: Any) -> str:
     """The kind of stack whose variances a Spec's are; a norm's mean over units vanishes as the width grows."""
-    alike = {"recurrent": "plain", "rms_norm": "normalized"}
-    return alike[spec.kind] if spec.kind in alike else spec.kind
+    kind: str = spec.kind
+    return {"recurrent": "plain", "rms_norm": "normalized"}.get(kind, kind)
 
 
 def _nothing(spec: Any, count: int) -> dict[str, np.ndarray]:
