@@ -25,7 +25,8 @@ from jaxstab.trials.family import require_all
 from jaxstab.trials.outputs import Doc, canonicalize
 from jaxstab.typing import Activation
 
-DTYPES = (*COMPUTED, "float8_e5m2", "float8_e4m3fn")
+DTYPES = (*COMPUTED, "float8_e5m2", "float8_e4m3fn", "e4m3")
+"""The last stands for any other numbers of bits of exponent and mantissa."""
 PRECISIONS = ("default", "high", "highest")
 SAMPLERS = ("auto", *weights.SAMPLERS)
 FEW = 8
@@ -52,8 +53,7 @@ def _canonical_dtype(dtype: Any) -> str:
     name = name_of_dtype(dtype)
     if isinstance(dtype, tuple) or re.fullmatch(r"e\d+m\d+", name):
         return name_of_format(dtype)
-    choices = (*DTYPES, "or e4m3, say: bits of exponent and of mantissa")
-    return require_choice(name or dtype, choices, "dtype")
+    return require_choice(name or dtype, DTYPES, "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Spec:
     init: Annotated[Any, Doc("initialization of the weights", choices=initializers.NAMES)] = "xavier_normal"
     kind: Annotated[Any, Doc("kind of stack, or a layer", choices=register.KINDS)] = "plain"
     sampler: Annotated[str, Doc("how layers are drawn: their matrices, or in law", choices=SAMPLERS)] = "auto"
-    dtype: Annotated[Any, Doc("format of signal and gradient", choices=(*DTYPES, "e4m3"))] = "float32"
+    dtype: Annotated[Any, Doc("format of signal and gradient", choices=DTYPES)] = "float32"
     precision: Annotated[str, Doc("precision of matrix products", choices=PRECISIONS)] = "highest"
     branch_matrices: Annotated[int, Doc("matrices of a residual branch")] = 1
     sublayers: Annotated[str, Doc("what the layers of a transformer are", choices=register.SUBLAYERS)] = "ffn"

@@ -150,6 +150,7 @@ def test_theory_is_silent_where_a_narrow_format_has_no_digits_left():
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
+        ({"dtype": "e4m3, say"}, ["'e4m3, say'", "Choices"]),
         ({"dtype": "float7"}, ["'float7'", "float64", "float8_e4m3fn", "e4m3"]),
         ({"dtype": "bfloat_16"}, ["Did you mean 'bfloat16'"]),
         ({"dtype": "e9m3"}, ["9, 3", "2 to 8 exponent bits"]),
