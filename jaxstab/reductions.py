@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+LONG = 2**19
+"""At most so many entries are summed up in a chain, which drifts in float32: by 3e-6 of 2^19 squares."""
 
 
 def absmax(x: jax.Array, axis: int | None = None) -> jax.Array:
@@ -15,11 +20,49 @@ def absmax(x: jax.Array, axis: int | None = None) -> jax.Array:
     XLA's CPU backend drops NaN from float32 maxima (see `compiler_options`). The bits of magnitudes are ordered as the
     magnitudes are, with NaN above infinity, and integers are not dropped.
     """
-    x = jnp.abs(x) if jnp.iscomplexobj(x) else x
+    bits = magnitude_bits(jnp.abs(x) if jnp.iscomplexobj(x) else x)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, initial=0), x.real.dtype)
+
+
+def magnitude_bits(x: jax.Array) -> jax.Array:
+    """Unsigned integers that are ordered as the magnitudes of real numbers are, with NaN above infinity."""
     size = 8 * x.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{size}"))
-    magnitudes = bits & jnp.array(2 ** (size - 1) - 1, bits.dtype)  # XLA leaves abs out where x is a square
-    return jax.lax.bitcast_convert_type(jnp.max(magnitudes, axis=axis, initial=0), x.dtype)
+    return bits & jnp.array(2 ** (size - 1) - 1, bits.dtype)  # XLA leaves abs out where x is a square
+
+
+def mean_square_and_absmax(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean square and `absmax` of all entries of a real array, in one pass over them; in two if a row is very long."""
+    is_long, columns = x.size > LONG, x.shape[-1] if x.ndim else 1
+    if is_long and max(columns, x.size // columns) > LONG:
+        return jnp.mean(x * x), absmax(x)
+    combine = (operator.add, jnp.maximum)
+    total, largest = reduce_together(combine, (x * x, magnitude_bits(x)), by_rows=is_long)
+    return total / x.size, jax.lax.bitcast_convert_type(largest, x.dtype)
+
+
+def absmax_of_both(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`absmax` of two real arrays of one shape and dtype, shape (2,), in one pass over them."""
+    largest = reduce_together((jnp.maximum, jnp.maximum), (magnitude_bits(x), magnitude_bits(y)))
+    return jax.lax.bitcast_convert_type(jnp.stack(largest), x.dtype)
+
+
+def reduce_together(
+    combine: Sequence[Callable[[Any, Any], Any]], arrays: Sequence[jax.Array], *, by_rows: bool = False
+) -> list[jax.Array]:
+    """Arrays of one shape reduced over all axes from 0, each by its own function, in one loop.
+
+    XLA's CPU backend makes a maximum of integers, reduced alone, in steps over windows that take 10 times as long.
+    The zeros are no constants to it: it would reduce constant arrays by an interpreter while it compiles.
+    """
+
+    def together(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+        return [f(a, b) for f, a, b in zip(combine, one, other, strict=True)]
+
+    zeros = jax.lax.optimization_barrier(tuple(jnp.zeros((), x.dtype) for x in arrays))
+    if by_rows:
+        arrays = jax.lax.reduce(tuple(arrays), zeros, together, (arrays[0].ndim - 1,))
+    return list(jax.lax.reduce(tuple(arrays), zeros, together, tuple(range(arrays[0].ndim))))
 
 
 @functools.cache

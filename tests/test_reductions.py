@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from jaxstab import reductions
-from jaxstab.reductions import absmax, compiler_options
+from jaxstab.reductions import (
+    LONG,
+    absmax,
+    absmax_of_both,
+    compiler_options,
+    mean_square_and_absmax,
+)
 
 SHAPES = [(), (3,), (64, 64), (16, 12, 12, 16)]
 
@@ -41,6 +47,37 @@ def test_nan_with_a_sign_shows_in_what_xla_knows_to_be_a_square():
 def test_nothing_and_complex_numbers():
     assert absmax(jnp.zeros((0, 3))) == 0
     np.testing.assert_allclose(absmax(jnp.array([3 + 4j, 1j])), 5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1024, LONG // 1024), (3, 5, LONG // 8)])
+def test_two_numbers_of_one_pass_are_numpys(shape):
+    x = np.asarray(np.random.default_rng(0).normal(size=shape), np.float32)
+    mean_square, largest = jax.jit(mean_square_and_absmax)(x)
+    np.testing.assert_allclose(mean_square, np.mean(np.square(x, dtype=np.float64)), rtol=1e-5)
+    np.testing.assert_array_equal(largest, np.max(np.abs(x)))
+    np.testing.assert_array_equal(jax.jit(absmax_of_both)(x, -2 * x), np.max(np.abs(x)) * np.float32([1, 2]))
+
+
+@pytest.mark.parametrize("shape", [(4096, 8192), (2**24,), (2**22, 4), (1, 2**24)])
+def test_a_long_sum_does_not_drift(shape):
+    """One chain of additions would be off by 1e-4 and more here."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    mean_square, _ = jax.jit(mean_square_and_absmax)(x)
+    np.testing.assert_allclose(mean_square, np.mean(np.square(x, dtype=np.float64)), rtol=2e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_one_pass_keeps_what_is_not_finite(bad):
+    x = np.ones((64, 64), np.float32)
+    x[-1, -1] = bad
+    found = (*jax.jit(mean_square_and_absmax)(x), *jax.jit(absmax_of_both)(x, x))
+    assert np.isnan(found).all() if np.isnan(bad) else np.isposinf(found).all()
+
+
+def test_constants_are_not_reduced_while_compiling():
+    """XLA would reduce two operands together entry by entry, in minutes for a large array."""
+    text = jax.jit(lambda: mean_square_and_absmax(jnp.ones((64, 64)))).lower().compile().as_text()
+    assert "reduce(" in text
 
 
 @pytest.mark.parametrize("is_small", [False, True])

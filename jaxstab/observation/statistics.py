@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.reductions import absmax
+from jaxstab.reductions import absmax, mean_square_and_absmax
 from jaxstab.scaling import power_of_two
 
 DEFAULT = ("rms", "absmax")
@@ -127,7 +127,12 @@ def measure(names: tuple[str, ...], x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.abs(x)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.stack([STATISTICS[name].of(wide).astype(wide.dtype) for name in names])
+    known = {}
+    if {"rms", "absmax"} <= {*names}:
+        mean_square, largest = mean_square_and_absmax(wide)
+        known = {"rms": jnp.sqrt(mean_square), "absmax": largest}
+    values = [known[name] if name in known else STATISTICS[name].of(wide) for name in names]
+    return jnp.stack([value.astype(wide.dtype) for value in values])
 
 
 def merge(old: jax.Array, new: jax.Array, names: tuple[str, ...]) -> jax.Array:

@@ -24,7 +24,7 @@ from jaxstab.observation.marks import mark_p
 from jaxstab.observation.scopes import is_seen
 from jaxstab.observation.sites import Place, Site
 from jaxstab.observation.walk import Walk, direction_of, programs_in, source_of
-from jaxstab.reductions import absmax
+from jaxstab.reductions import absmax_of_both
 
 EXACT = frozenset({
     "abs", "argmax", "argmin", "broadcast_in_dim", "clamp", "concatenate", "copy", "copy_p", "cummax", "cummin",
@@ -45,9 +45,6 @@ SAMPLE = 256
 
 BLOCK = 256
 """Samples are summarized in multiples of as many."""
-
-COPIED = 2**14
-"""Arrays up to this size are looked at as one copy of both, in half as many kernels to compile."""
 
 
 @functools.partial(
@@ -205,12 +202,8 @@ def sample(exact: Any, stored: Any) -> tuple[jax.Array, jax.Array]:
     reductions of every array for each of them would cost a multiple of the program in compile time."""
     both = [jnp.abs(x) if jnp.iscomplexobj(x) else x.astype(jnp.float32) for x in (exact, stored)]
     step = max(1, exact.size // SAMPLE)
-    if exact.size <= COPIED:
-        pair = jnp.stack(both).reshape(2, -1)
-        peaks, entries = absmax(pair, axis=1), pair[:, ::step][:, :SAMPLE]
-    else:
-        peaks = jnp.stack([absmax(x) for x in both])
-        entries = jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
+    peaks = absmax_of_both(*both)
+    entries = jnp.stack([x.reshape(-1)[::step][:SAMPLE] for x in both])
     return peaks, jnp.pad(entries, ((0, 0), (0, SAMPLE - entries.shape[1])), constant_values=jnp.nan)
 
 

@@ -261,7 +261,11 @@ def test_what_looking_costs_in_equations_and_programs():
     plain, whole = jax.make_jaxpr(f)(v, x), jax.make_jaxpr(what_if(f, "float16"))(v, x)
     _, twin = rehearsed(f, v, x)
     added = equations(whole.jaxpr) - 2 * equations(plain.jaxpr)
-    assert added / len(twin.seen.sites) < 80
+    assert added / len(twin.seen.sites) < 90
+    sampled = jax.make_jaxpr(twins.sample)(x, x).jaxpr.eqns[0].params["jaxpr"].eqns
+    assert [e.primitive.name for e in sampled if e.primitive.name.startswith("reduce")] == [
+        "reduce"
+    ]  # one pass
     compiled = []
     note = functools.partial(lambda event, _, **__: compiled.append(event))
     jax.monitoring.register_event_duration_secs_listener(note)
