@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxstab import scaling
 from jaxstab.trials import signals
 
 X = np.random.default_rng(0).normal(0.3, 1, (16, 64)).astype(np.float32)
@@ -39,16 +36,6 @@ def test_squaring_first_would_have_overflowed():
     assert np.isfinite(float(signals.describe(x)["std"]))
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(-(2**20), 2**20), min_size=2, max_size=2), st.integers(-90, 90))
-def test_rescaling_is_exact(values, exponent):
-    """Where no entry is so much smaller than the largest that float32 cannot hold both."""
-    x = jnp.ldexp(jnp.array(values, jnp.float32), exponent)
-    m, e = scaling.rescale(x)
-    np.testing.assert_array_equal(jnp.ldexp(m, e), x)
-    assert float(jnp.max(jnp.abs(m))) < 1
-
-
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precisions_are_summed_in_float32(dtype):
     x = jnp.full((64, 128), 60000 if dtype == jnp.float16 else 3e38, dtype)
@@ -57,10 +44,7 @@ def test_half_precisions_are_summed_in_float32(dtype):
     assert float(seen["std"]) == 0
 
 
-def test_infinities_and_zeros_are_told():
-    assert float(scaling.rms(jnp.array([1.0, jnp.inf]))) == np.inf
-    assert np.isnan(float(scaling.rms(jnp.array([1.0, jnp.nan]))))
-    assert float(scaling.rms(jnp.zeros(4))) == 0
+def test_zeros_and_a_single_entry_are_told():
     assert float(signals.log10_rms(jnp.zeros(4))) == -np.inf
     assert np.isnan(float(signals.describe(jnp.ones((1, 1)))["std"]))
 
@@ -77,16 +61,6 @@ def test_mean_cosine_leaves_zero_rows_out_and_does_not_care_for_scale():
         signals.mean_cosine(jnp.asarray(x)), signals.mean_cosine(jnp.asarray(X[:3])), atol=2e-6
     )
     assert np.isnan(float(signals.mean_cosine(jnp.asarray(x[:1]))))
-
-
-def test_the_gradient_of_a_matrix_has_its_norm_without_the_matrix():
-    other = np.random.default_rng(1).normal(size=(16, 48)).astype(np.float32)
-    wanted = np.sqrt(np.mean((X.astype(np.float64).T @ other) ** 2))
-    np.testing.assert_allclose(scaling.outer_rms(jnp.asarray(X), jnp.asarray(other)), wanted, rtol=1e-5)
-    far = scaling.outer_rms(jnp.ldexp(jnp.asarray(X), 100), jnp.ldexp(jnp.asarray(other), -100))
-    np.testing.assert_allclose(far, wanted, rtol=1e-5)
-    wide = jax.ShapeDtypeStruct((1, 2**16), jnp.float32)  # of 2^32 entries
-    assert jax.eval_shape(scaling.outer_rms, wide, wide).shape == ()
 
 
 def test_first_layers_count_from_one_and_zero_is_none():
