@@ -14,14 +14,14 @@ LONG = 2**19
 """At most so many entries are summed up in a chain, which drifts in float32: by 3e-6 of 2^19 squares."""
 
 
-def absmax(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """Largest magnitude over all entries, or over an axis; NaN if an entry is NaN, 0 of none. Not differentiable.
+def absmax(x: jax.Array) -> jax.Array:
+    """Largest magnitude of all entries; NaN if an entry is NaN, 0 of none. Not differentiable.
 
     XLA's CPU backend drops NaN from float32 maxima (see `compiler_options`). The bits of magnitudes are ordered as the
     magnitudes are, with NaN above infinity, and integers are not dropped.
     """
     bits = magnitude_bits(jnp.abs(x) if jnp.iscomplexobj(x) else x)
-    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, initial=0), x.real.dtype)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, initial=0), x.real.dtype)
 
 
 def magnitude_bits(x: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ def reduce_together(
 ) -> list[jax.Array]:
     """Arrays of one shape reduced over all axes from 0, each by its own function, in one loop.
 
-    XLA's CPU backend makes a maximum of integers, reduced alone, in steps over windows that take 10 times as long.
+    XLA's CPU backend makes a maximum of integers, reduced alone, by windows, which take up to 10 times as long.
     The zeros are no constants to it: it would reduce constant arrays by an interpreter while it compiles.
     """
 
