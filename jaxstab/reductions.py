@@ -33,6 +33,8 @@ def magnitude_bits(x: jax.Array) -> jax.Array:
 
 def mean_square_and_absmax(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean square and `absmax` of all entries of a real array, in one pass over them; in two if a row is very long."""
+    if x.size == 1:
+        return (x * x).reshape(()), jnp.abs(x).reshape(())
     is_long, columns = x.size > LONG, x.shape[-1] if x.ndim else 1
     if is_long and max(columns, x.size // columns) > LONG:
         return jnp.mean(x * x), absmax(x)

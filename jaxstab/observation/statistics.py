@@ -28,6 +28,8 @@ class Statistic:
     of: Callable[[jax.Array], jax.Array] = lambda x: x
     merge: Callable[[jax.Array, jax.Array], jax.Array] = jnp.maximum
     units: str = "1"
+    knows_axes: bool = False
+    """Whether it depends on where the entries stand."""
 
 
 def _rms(x: jax.Array) -> jax.Array:
@@ -78,13 +80,18 @@ STATISTICS: dict[str, Statistic] = {
     "nans": Statistic("share of entries that are NaN", _share(jnp.isnan)),
     "infs": Statistic("share of entries that are infinite", _share(jnp.isinf)),
     "unit_spread": Statistic(
-        "spread over the last axis (units) relative to the rms; 0: all units alike", lambda x: _spread(x, -1)
+        "spread over the last axis (units) relative to the rms; 0: all units alike",
+        lambda x: _spread(x, -1),
+        knows_axes=True,
     ),
     "sample_spread": Statistic(
         "spread over the first axis (samples) relative to the rms; 0: all samples alike",
         lambda x: _spread(x, 0),
+        knows_axes=True,
     ),
-    "dead_units": Statistic("share of units (of the last axis) that are zero in every sample", _dead_units),
+    "dead_units": Statistic(
+        "share of units (of the last axis) that are zero in every sample", _dead_units, knows_axes=True
+    ),
     "log2_rms": Statistic(
         "log2 of the root mean square, right over the whole range", _log2_rms, units="octave"
     ),

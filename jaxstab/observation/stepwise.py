@@ -28,12 +28,15 @@ class Runner(Protocol):
 
 
 class Traced:
-    """What is bound becomes part of the caller's program, under `jax.jit` or another transformation."""
+    """What is bound becomes part of the caller's program, under `jax.jit` or another transformation.
+
+    It is traced and lowered once for all equations that are alike, and inlined by the compiler.
+    """
 
     is_stepwise = False
 
     def run(self, function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-        return function(static, *arrays)
+        return _traced(function)(static, *arrays) if _is_hashable(static) else function(static, *arrays)
 
     def enter(self, enter: Enter, walk: Any, eqn: Any, inputs: list[Any], here: Place) -> loops.Result:
         return enter(walk, eqn, inputs, here)
@@ -55,9 +58,7 @@ class Stepwise:
         self._loops: dict[tuple[int, ...], tuple[Callable[..., Any], list[Site]]] = {}
 
     def run(self, function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-        try:
-            hash(static)
-        except TypeError:
+        if not _is_hashable(static):
             return function(static, *arrays)
         return _compiled(function, _size(arrays) <= SMALL)(static, *arrays)
 
@@ -91,6 +92,19 @@ def _loop(enter: Enter, eqn: Any, here: Place, is_small: bool) -> tuple[Callable
         return outputs, [value for _, value in records]
 
     return jax.jit(program, compiler_options=compiler_options(is_small=is_small)), sites
+
+
+def _is_hashable(static: Any) -> bool:
+    try:
+        hash(static)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.cache
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnums=0)
 
 
 @functools.cache

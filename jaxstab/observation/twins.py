@@ -106,7 +106,9 @@ class Rehearsal(Walk):
                     stays[v] = stays.get(v, True) and inside
         return [tuple(stays.get(v, True) for v in eqn.outvars) for eqn in jaxpr.eqns]
 
-    def step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+    def step(
+        self, eqn: Any, inputs: list[Any], here: Place, known: dict[Any, Any]
+    ) -> tuple[list[Any], Records]:
         if eqn.primitive is mark_p:
             return inputs, []
         enter = ENTERED.get(eqn.primitive) or ENTERED.get(eqn.primitive.name)
@@ -123,16 +125,16 @@ class Rehearsal(Walk):
         moves = eqn.primitive.name in EXACT
         stays = [may_stay and bool(here.kept and here.kept[k]) for k in range(len(eqn.outvars))]
         floats = [v.aval.dtype == jnp.float32 for v in eqn.outvars]
-        known = Doing(
+        doing = Doing(
             Operation(eqn),
             is_wide,
             tuple(f and not stay and (is_wide or not moves) for f, stay in zip(floats, stays, strict=True)),
             tuple(is_seen(v) and (not moves or eqn.primitive.name == "reduce_max") for v in eqn.outvars),
         )
-        exact, stored, samples = self.runner.run(_both, known, inputs, self.format)
+        exact, stored, samples = self.runner.run(_both, doing, inputs, self.format)
         records = []
         for k, v in enumerate(eqn.outvars):
-            if known.is_sampled[k]:
+            if doing.is_sampled[k]:
                 site = operation(eqn, here, v, str(k) if len(exact) > 1 else "")
                 if floats[k] and not stays[k]:
                     site = dataclasses.replace(site, dtype=self.name)

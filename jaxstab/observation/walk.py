@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
@@ -20,8 +21,14 @@ from jaxstab.observation.loops import Operation, Records
 from jaxstab.observation.marks import BACKWARD, FORWARD, MARK, library_files, mark_p
 from jaxstab.observation.scopes import is_seen, kept_outputs, leaving
 from jaxstab.observation.sites import SCOPE, Place, Site
-from jaxstab.observation.statistics import measure, merge
+from jaxstab.observation.statistics import STATISTICS, measure, merge
 from jaxstab.observation.stepwise import TRACED, Runner
+
+MOVING = frozenset({
+    "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "expand_dims", "reshape", "rev", "squeeze",
+    "transpose",
+})  # fmt: skip
+"""Operations that only move entries, copy each as often as every other, or change their dtype (see `is_moving`)."""
 
 
 def programs_in(eqn: Any) -> Iterator[Jaxpr]:
@@ -87,6 +94,7 @@ class Walk:
         kept = self.kept(jaxpr, places, place)
         dies = _last_uses(jaxpr)
         records: Records = []
+        known: dict[Any, Any] = {}
 
         def read(v: Any) -> Any:
             return self.constant(v.val) if isinstance(v, Literal) else values[v]
@@ -95,7 +103,7 @@ class Walk:
             here = dataclasses.replace(places[i], kept=kept[i])
             stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
             with source_info_util.user_context(eqn.source_info.traceback, name_stack=stack), eqn.ctx.manager:
-                outputs, inner = self.step(eqn, [read(v) for v in eqn.invars], here)
+                outputs, inner = self.step(eqn, [read(v) for v in eqn.invars], here, known)
                 values |= zip(eqn.outvars, outputs, strict=True)
                 records += inner
                 records += [self._scope(eqn, here, names, v, values[v]) for names, v in out_of.get(i, ())]
@@ -123,7 +131,10 @@ class Walk:
         """For each equation, `Place.kept`."""
         return kept_outputs(jaxpr, places, place) if self.scopes else [None] * len(places)
 
-    def step(self, eqn: Any, inputs: list[Any], here: Place) -> tuple[list[Any], Records]:
+    def step(
+        self, eqn: Any, inputs: list[Any], here: Place, known: dict[Any, Any]
+    ) -> tuple[list[Any], Records]:
+        """The outputs of an equation and its records. `known` are the statistics of variables before it."""
         if eqn.primitive is mark_p:
             return self._marked(eqn, inputs, here)
         enter = loops.ENTERED.get(eqn.primitive)
@@ -135,13 +146,18 @@ class Walk:
         source = source_of(here)
         fields = {"kind": eqn.primitive.name, "direction": direction_of(here), "source": source}
         return outputs, [
-            (here.site(v, **fields, output=str(i) if len(outputs) > 1 else ""), self.measure(x))
+            (
+                here.site(v, **fields, output=str(i) if len(outputs) > 1 else ""),
+                self._statistics(eqn, v, inputs, x, known),
+            )
             for i, (v, x) in enumerate(zip(eqn.outvars, outputs, strict=True))
             if is_seen(v)
         ]
 
     def bind(self, eqn: Any, inputs: list[Any]) -> list[Any]:
-        return loops.bind(eqn, inputs) if eqn.effects else self.runner.run(loops.bind, Operation(eqn), inputs)
+        if eqn.effects or not self.runner.is_stepwise:
+            return loops.bind(eqn, inputs)
+        return self.runner.run(loops.bind, Operation(eqn), inputs)
 
     def _is_worth(self, eqn: Any) -> bool:
         if self.at == "operations" or (self.runner.is_stepwise and eqn.primitive in loops.INLINED):
@@ -167,8 +183,30 @@ class Walk:
         }
         return here.site(v, **fields), self.measure(value)
 
+    def _statistics(self, eqn: Any, v: Any, inputs: list[Any], value: Any, known: dict[Any, Any]) -> Any:
+        """The statistics of an output. What only moves entries has those of what it moves, which are taken once."""
+        source, array = v, value
+        if is_moving(eqn) and not any(STATISTICS[name].knows_axes for name in self.statistics):
+            source, array = eqn.invars[0], inputs[0]
+        if isinstance(source, Literal):
+            return self.measure(array)
+        if source not in known:
+            known[source] = self.measure(array)
+        known[v] = known[source]
+        return known[v]
+
     def measure(self, value: Any) -> Any:
         return self.runner.run(measure, self.statistics, value)
+
+
+def is_moving(eqn: Any) -> bool:
+    """Whether the outputs have the entries of the first input, each as often as every other, maybe in a wider dtype."""
+    if eqn.primitive.name not in MOVING or not is_seen(eqn.invars[0]):
+        return False
+    before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    return jnp.promote_types(before, jnp.float32) == jnp.promote_types(after, jnp.float32) and (
+        jnp.promote_types(before, after) == after
+    )
 
 
 def _last_uses(jaxpr: Jaxpr) -> list[list[Any]]:

@@ -13,27 +13,39 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr
 
 from jaxstab.formats import Format, format_of, name_of_format, round_to
+from jaxstab.observation.loops import Records
 from jaxstab.observation.seen import Seen
-from jaxstab.observation.sites import Place, number_calls
+from jaxstab.observation.sites import Place, Site, number_calls
 from jaxstab.observation.statistics import SIMULATED
 from jaxstab.observation.stepwise import TRACED, Runner
 from jaxstab.observation.transform import named_like, require_function, trace
 from jaxstab.observation.twins import Rehearsal, Twin, is_float32, summarize, wide_calls
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["outputs", "seen"], meta_fields=["dtype"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["outputs", "samples"], meta_fields=["sites", "dtype"]
+)
 @dataclasses.dataclass(frozen=True)
 class WhatIf:
     """What a format would do to a function: a pytree. `dtype` is the format's name."""
 
     outputs: Any
     """f's outputs in the format, held in float32."""
-    seen: Seen
-    """`SIMULATED` of every operation that rounds."""
+    samples: tuple[Any, ...]
+    """Of every operation that rounds the largest magnitudes, and entries from all over the array, of both."""
+    sites: tuple[Site, ...]
     dtype: str
+
+    @functools.cached_property
+    def seen(self) -> Seen:
+        """`SIMULATED` of every operation that rounds, summed up of the samples where they are first read."""
+        is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(self.samples))
+        samples = self.samples if is_traced else jax.device_get(self.samples)
+        return seen_of(list(zip(self.sites, samples, strict=True)), format_of(self.dtype))
 
     def to_dataset(self, axes: Sequence[str] = ()) -> xr.Dataset:
         """The fields over (axes of vmap, site, iterations of scans), as `Seen.to_dataset` has them.
@@ -90,8 +102,9 @@ def what_if(f: Callable[..., Any], dtype: Any) -> Callable[..., tuple[Any, WhatI
     @named_like(f)
     def rehearsed(*args: Any, **kwargs: Any) -> tuple[Any, WhatIf]:
         closed, arrays, rebuild = trace(f, args, kwargs)
-        exact, rounded, seen = rehearse(closed, arrays, format_of(dtype), name)
-        return rebuild(exact), WhatIf(rebuild(rounded), seen, name)
+        exact, rounded, records = _run_both(closed, arrays, format_of(dtype), name, TRACED)
+        sites, samples = zip(*records, strict=True) if records else ((), ())
+        return rebuild(exact), WhatIf(rebuild(rounded), samples, sites, name)
 
     return rehearsed
 
@@ -101,23 +114,32 @@ def rehearse(
     arrays: Sequence[Any],
     format: Format,  # noqa: A002 - the field's word
     name: str,
-    runner: Runner = TRACED,
+    runner: Runner,
 ) -> tuple[list[Any], list[Any], Seen]:
-    """Outputs of a traced program as they are and in the format, and what every operation does.
+    """Outputs of a traced program as they are and in the format, and what every operation does, of NumPy.
 
-    `name` is the dtype of the sites that are rounded. Of a stepwise run all is NumPy's.
+    `name` is the dtype of the sites that are rounded.
     """
+    exact, rounded, records = jax.device_get(_run_both(closed, arrays, format, name, runner))
+    return exact, rounded, seen_of(records, format)
+
+
+def _run_both(
+    closed: ClosedJaxpr,
+    arrays: Sequence[Any],
+    format: Format,  # noqa: A002
+    name: str,
+    runner: Runner,
+) -> tuple[list[Any], list[Any], Records]:
     wide = frozenset(wide_calls(closed.jaxpr))
     walk = Rehearsal((), "operations", runner=runner, name=name, format=format, wide=wide)
     place = Place(kept=(False,) * len(closed.jaxpr.outvars))
     twins = [Twin(x, round_to(x, format) if is_float32(x) else None) for x in map(jnp.asarray, arrays)]
     outputs, records = walk.run(closed.jaxpr, closed.consts, twins, place)
-    exact, rounded = [x.exact for x in outputs], [walk.narrow(x) for x in outputs]
-    if runner.is_stepwise:
-        sites = [site for site, _ in records]
-        exact, rounded, values = jax.device_get((exact, rounded, [value for _, value in records]))
-        records = list(zip(sites, values, strict=True))
-    seen = Seen(
-        tuple(summarize(records, format)), number_calls([site for site, _ in records]), tuple(SIMULATED)
-    )
-    return exact, rounded, seen
+    return [x.exact for x in outputs], [walk.narrow(x) for x in outputs], records
+
+
+def seen_of(records: Records, format: Format) -> Seen:  # noqa: A002
+    """What the samples of every operation come to."""
+    sites = number_calls([site for site, _ in records])
+    return Seen(tuple(summarize(records, format)), sites, tuple(SIMULATED))

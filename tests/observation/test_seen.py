@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import jax
@@ -18,8 +19,13 @@ from jaxstab.observation import mark, observe, walk
 from jaxstab.observation.statistics import STATISTICS, measure
 
 
+def primitives(jaxpr):
+    inside = [primitives(inner) for e in jaxpr.eqns for inner in walk.programs_in(e)]
+    return sum(inside, [e.primitive.name for e in jaxpr.eqns])
+
+
 def count(jaxpr):
-    return sum(1 + sum(map(count, walk.programs_in(e))) for e in jaxpr.eqns)
+    return len(primitives(jaxpr))
 
 
 @pytest.mark.parametrize("case", ["linen", "linen_remat", "nnx"])
@@ -27,15 +33,56 @@ def test_nothing_is_added_to_the_program_but_the_statistics(case):
     loss, params = CASES[case]()
     x, step = models.inputs(), jax.value_and_grad(loss)
     program, shape = jax.make_jaxpr(observe(step), return_shape=True)(params, x)
-    measured = jax.make_jaxpr(lambda x: measure(("rms", "absmax"), x))(x).jaxpr
-    assert [e.primitive.name for e in measured.eqns].count("reduce") == 1  # one pass over the entries
+    measured = jax.make_jaxpr(jax.jit(functools.partial(measure, ("rms", "absmax"))))(x).jaxpr
+    assert primitives(measured).count("reduce") == 1  # one pass over the entries
     one = count(measured)
     assert (
-        one <= 12
-    )  # two keep the NaN that XLA's maximum would drop, two are of scalars: the reduction's own
+        one <= 13
+    )  # with the call; two keep the NaN that XLA's maximum would drop, two are the reduction's own
     added = count(program.jaxpr) - count(jax.make_jaxpr(step)(params, x).jaxpr)
     assert added == one * len(shape[1].sites)
     assert not walk.has_marks(program.jaxpr)
+
+
+MOVES = {
+    "transpose": lambda x: x.T,
+    "reshape": lambda x: x.reshape(-1),
+    "rev": lambda x: jnp.flip(x, 0),
+    "broadcast_in_dim": lambda x: jnp.broadcast_to(x, (3, *x.shape)),
+    "convert_element_type": lambda x: x.astype(jnp.float32),
+}
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_what_is_only_moved_is_measured_once(kind):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, WIDTH)), jnp.float16)
+    every = tuple(name for name in STATISTICS if not STATISTICS[name].knows_axes)
+
+    def f(x):
+        return MOVES[kind](jnp.exp(x))
+
+    look = observe(f, statistics=every, at="operations")
+    y, seen = jax.jit(look)(x)
+    assert [site.kind for site in seen.sites] == ["exp", kind]
+    assert [site.shape for site in seen.sites] == [x.shape, y.shape]
+    np.testing.assert_allclose(seen.values[1], measure(every, y), rtol=1e-6)
+    program = jax.make_jaxpr(look)(x).jaxpr
+    assert [e.params.get("name") for e in program.eqns].count("measure") == 1
+
+
+def test_what_knows_axes_is_measured_again():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, WIDTH)), jnp.float32)
+    names = ("unit_spread", "rms")
+    _, seen = jax.jit(observe(lambda x: jnp.exp(x).T, statistics=names, at="operations"))(x)
+    for value, y in zip(seen.values, (jnp.exp(x), jnp.exp(x).T), strict=True):
+        np.testing.assert_allclose(value, measure(names, y), rtol=1e-6)
+    assert seen.values[0][0] != seen.values[1][0]
+
+
+def test_rounding_to_a_smaller_dtype_is_no_move():
+    _, seen = jax.jit(observe(lambda x: (2 * x).astype(jnp.float16), at="operations"))(jnp.full(4, 1e6))
+    assert np.isfinite(seen.values[0]).all()
+    assert np.isinf(seen.values[1]).all()
 
 
 def test_one_trace_one_program_and_no_marks_left_in_caches():

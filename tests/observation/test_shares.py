@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sightings import plant
 
 from jaxstab import what_if
 from jaxstab.formats import format_of, round_to
@@ -59,7 +60,7 @@ def assert_errors_are_right():
 def test_what_is_told_is_what_numpy_counts(check, monkeypatch):
     check()
     lost = F16._replace(mantissa_bits=9, epsilon=2.0**-9)
-    monkeypatch.setattr(twins, "round_to", lambda x, f: round_to(x, lost if f == F16 else f))
+    plant(monkeypatch, twins, "round_to", lambda x, f: round_to(x, lost if f == F16 else f))
     monkeypatch.setattr("jaxstab.observation.whatif.round_to", lambda x, f: round_to(4 * x, f) / 8)
     with pytest.raises(AssertionError):
         check()

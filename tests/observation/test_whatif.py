@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sightings import assert_close, assert_same_bits
+from sightings import assert_close, assert_same_bits, plant
 
 from experiments.benchmarks.plants import PLANTS, first_overflow, inputs, line_of
 from jaxstab import UsageError, observe, what_if
@@ -56,7 +56,7 @@ def test_a_changed_bit_is_seen(monkeypatch):
     def planted(e, x):
         return [y * factor if e.primitive.name == "dot_general" else y for y in true(e, x)]
 
-    monkeypatch.setattr(loops, "bind", planted)
+    plant(monkeypatch, loops, "bind", planted)
     with pytest.raises(AssertionError):
         test_outputs_keep_their_bits("mlp")
 
@@ -101,7 +101,7 @@ def lose_a_bit(x, f):
 
 @pytest.mark.parametrize("case", ["mlp", "layernorm"])
 def test_a_bit_lost_in_rounding_is_seen(case, monkeypatch):
-    monkeypatch.setattr(twins, "round_to", lose_a_bit)
+    plant(monkeypatch, twins, "round_to", lose_a_bit)
     with pytest.raises(AssertionError):
         assert_errors_are_those_of_the_half_model(case, "float16")
 
@@ -113,13 +113,13 @@ def test_a_convolution_with_batch_normalization_is_the_half_model_to_the_bit():
 
 
 def assert_overflow_is_placed(name, scale=1.0):
-    plant = PLANTS[name]
-    told = first_overflow(rehearsed(plant, scale * inputs())[1].seen, "absmax_rounded")
-    look = observe(plant, statistics=("absmax",), at="operations")
+    f = PLANTS[name]
+    told = first_overflow(rehearsed(f, scale * inputs())[1].seen, "absmax_rounded")
+    look = observe(f, statistics=("absmax",), at="operations")
     seen = jax.jit(look, compiler_options=halves.EXACT)(inputs().astype(jnp.float16))[1]
     assert told == first_overflow(seen, "absmax")
     assert told is not None
-    assert told[0] == line_of(plant)
+    assert told[0] == line_of(f)
 
 
 @pytest.mark.parametrize("name", PLANTS)
