@@ -64,7 +64,7 @@ class Group:
         self._is_alone = False  # whether it does not fit beside another chunk's results
 
     def _largest_array(self, family: Family, spec: Any) -> int:
-        return trace(family, spec, Arguments.of(self.hparams, self.data)).largest_array()
+        return trace(family, spec, Arguments.of(self.hparams, self.data)).largest_array
 
     def places(self, lanes: range) -> tuple[np.ndarray, np.ndarray]:
         """(number in the space's configurations, number in the seeds) of each lane."""

@@ -93,8 +93,11 @@ class Lane:
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:
         """In which the lane is lowered: float64 is off in JAX by default, and a trial may have turned it on."""
-        is_wide = any(dtype in (np.float64, np.int64) for dtype in _dtypes(self._whole.jaxpr))
-        return jax.enable_x64(True) if is_wide else contextlib.nullcontext()
+        return jax.enable_x64(True) if self._is_wide else contextlib.nullcontext()
+
+    @functools.cached_property
+    def _is_wide(self) -> bool:
+        return any(dtype in (np.float64, np.int64) for dtype in _dtypes(self._whole.jaxpr))
 
     @property
     def bytes(self) -> int:
@@ -103,18 +106,28 @@ class Lane:
 
     def tile(self, platform: str) -> int:
         """Lanes a tile: as many as keep the largest array written inside a loop in the cache of a core."""
-        largest = max((size for size, in_loop in _arrays(self._whole.jaxpr, False) if in_loop), default=0)
-        largest = largest or max((size for size, _ in _arrays(self._whole.jaxpr, False)), default=1)
         budget = CACHE_BYTES.get(platform, ACCELERATOR_BYTES)
         most = MOST_LANES.get(platform, MOST_ACCELERATOR_LANES)
-        return min(max(_power_of_two_below(budget / max(largest, 1)), 1), most)
+        return min(max(_power_of_two_below(budget / self._largest_written), 1), most)
+
+    @functools.cached_property
+    def _largest_written(self) -> int:
+        arrays = list(_arrays(self._whole.jaxpr, False))
+        return max((size for size, in_loop in arrays if in_loop), default=0) or max(
+            [1, *(s for s, _ in arrays)]
+        )
 
     def tiles_per_chunk(self, tile: int) -> int:
         """Tiles a chunk: some seconds of work, some megabytes of results."""
-        by_work = CHUNK_WORK / (tile * max(_work(self._whole.jaxpr), 1.0))
+        by_work = CHUNK_WORK / (tile * max(self._work, 1.0))
         by_bytes = CHUNK_BYTES / (tile * self.bytes)
         return min(max(_power_of_two_below(min(by_work, by_bytes)), 2), MOST_TILES)
 
+    @functools.cached_property
+    def _work(self) -> float:
+        return _work(self._whole.jaxpr)
+
+    @functools.cached_property
     def largest_array(self) -> int:
         """Bytes of the largest array that a lane cannot do without: what loops carry or stack, products' operands.
 

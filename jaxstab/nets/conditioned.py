@@ -65,19 +65,18 @@ def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tupl
     frame, lower, exponent = _factor(h)
     z_key, rest_key = random.split(key_data)
     z = random.normal(z_key, (h.shape[0], units))
-    unscaled = _matmul(lower, z)
-    y = (std * unscaled * power_of_two(exponent)).astype(h.dtype)
-    return y, (jax.random.key_data(rest_key), frame, z, unscaled * power_of_two(exponent), std)
+    y = (std * _matmul(lower, z) * power_of_two(exponent)).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, z, lower, exponent, std)
 
 
 def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
-    rest_key, frame, z, unscaled, std = saved
+    rest_key, frame, z, lower, own_exponent, std = saved
     scaled, exponent = _rescale_rows(d)
     rest = random.normal(jax.random.wrap_key_data(rest_key), frame.shape)
     rest = _matmul(_root_of_gram(scaled), rest)
     known = _matmul(_matmul(scaled, z.T) - _matmul(rest, frame.T), frame)
     g = (std * (known + rest) * power_of_two(exponent)).astype(d.dtype)
-    return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
+    return None, g, jnp.sum(d.astype(jnp.float32) * _matmul(lower, z) * power_of_two(own_exponent))
 
 
 _gaussian.defvjp(_gaussian_forward, _gaussian_backward)
@@ -93,13 +92,12 @@ def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[
     u_key, rest_key = random.split(key_data)
     u = haar_matrix(u_key, *h.shape)
     u = jnp.where(jnp.any(frame != 0, axis=1, keepdims=True), u, 0.0)  # no image where there is no direction
-    unscaled = _matmul(lower, u)
-    y = (gain * unscaled * power_of_two(exponent)).astype(h.dtype)
-    return y, (jax.random.key_data(rest_key), frame, u, unscaled * power_of_two(exponent), gain)
+    y = (gain * _matmul(lower, u) * power_of_two(exponent)).astype(h.dtype)
+    return y, (jax.random.key_data(rest_key), frame, u, lower, exponent, gain)
 
 
 def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
-    rest_key, frame, u, unscaled, gain = saved
+    rest_key, frame, u, lower, own_exponent, gain = saved
     scaled, exponent = _rescale_rows(d)
     known = _matmul(scaled, u.T)
     beyond = scaled - _matmul(known, u)
@@ -108,7 +106,7 @@ def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Arr
         v = v - _matmul(_matmul(v, frame.T), frame)
     rest = _matmul(_root_of_gram(beyond), orthonormal_rows(v))
     g = (gain * (_matmul(known, frame) + rest) * power_of_two(exponent)).astype(d.dtype)
-    return None, g, jnp.sum(d.astype(jnp.float32) * unscaled)
+    return None, g, jnp.sum(d.astype(jnp.float32) * _matmul(lower, u) * power_of_two(own_exponent))
 
 
 _haar.defvjp(_haar_forward, _haar_backward)

@@ -62,9 +62,11 @@ class Stream(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """What the backward pass needs of one layer: its number from 0, and of each stream what went in or the way back."""
+    """What the backward pass needs of one layer: its number from 0, its draws where they are stored, and of each
+    stream what went in or the way back but for the draws."""
 
     number: Int[Array, ""]
+    params: Params
     streams: dict[str, Stream]
     pulls: dict[str, VJP]
 
@@ -183,11 +185,10 @@ class Walk:
                 after[name] = after[name].rescaled()
         scaled = after[self.streams[-1]]
         seen["log10_forward_rms"] = signals.log10_rms(signal(scaled.state), scaled.exponent)
-        if not self.stores_draws:
-            pulls = {name: without_draws(pull) for name, pull in pulls.items()}
+        pulls = {name: without_draws(pull) for name, pull in pulls.items()} if self.stores_pulls else {}
         if self.stores_pulls:
             streams = {name: stream._replace(state=None) for name, stream in streams.items()}
-        return (after, biases), Passage(index, streams, pulls if self.stores_pulls else {}), seen
+        return (after, biases), Passage(index, params if self.stores_draws else None, streams, pulls), seen
 
     def rounds(self) -> Int[Array, " round"]:
         """The layers are walked in turn so many times."""
@@ -266,7 +267,7 @@ class Walk:
     ) -> tuple[dict[str, Stream], dict[str, Array]]:
         """One layer's way back: the gradients before it, and what was seen of those behind it."""
         seen, before = self.observe_gradient(gradients), {}
-        params = None if self.stores_draws else self.draw(self.layers[place], passage.number)
+        params = passage.params if self.stores_draws else self.draw(self.layers[place], passage.number)
         for name, gradient in gradients.items():
             pull = self.way_back(place, passage, params, name if name in self.streams else "real")
             of_params, earlier = pull(gradient.state)
@@ -278,11 +279,9 @@ class Walk:
         return before, seen
 
     def way_back(self, place: int, passage: Passage, params: Params, stream: str) -> VJP:
-        """The map of a stream's gradients through one layer, whose draws were drawn again where they are not stored."""
+        """The map of a stream's gradients through one layer."""
         if not self.stores_pulls:
             return self.through(stream, place, passage.number, params, passage.streams[stream])[1]
-        if self.stores_draws:
-            return passage.pulls[stream]
         given = in_dtype(params, self.storage_of(stream), passage.streams[stream].exponent)
         return with_draws(passage.pulls[stream], given)
 

@@ -179,8 +179,8 @@ class Make:
         return self.fan_in or self.width
 
     def phi(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The activation."""
-        return activations.resolve(self.activation)(z)
+        """The activation, of which the way back keeps z alone."""
+        return jax.checkpoint(activations.resolve(self.activation), prevent_cse=False)(z)
 
     def draw_bias(self, key: jax.Array, numbers: Numbers, blocks: int = 1) -> Float[Array, " units"]:
         """N(0, sigma_b^2), and what the scheme has of its own."""

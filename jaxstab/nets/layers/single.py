@@ -113,11 +113,14 @@ class Normalized(Plain):
     def __call__(
         self, params: Params, state: Float[Array, "*batch fan_in"], numbers: Numbers
     ) -> Float[Array, "*batch width"]:
-        return masked(
-            params,
-            self.phi(preactivation(normalize(self.norm, self.linear(params, state)), self.activation)),
-            numbers,
-        )
+        def activate(z: Array) -> tuple[Array, Array]:
+            normed = normalize(self.norm, z)
+            return activations.resolve(self.activation)(normed), normed
+
+        # the way back keeps what the norm is given alone
+        h, normed = jax.checkpoint(activate, prevent_cse=False)(self.linear(params, state))
+        preactivation(normed, self.activation)
+        return masked(params, h, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +142,13 @@ class Lstm(Make):
         return {"weight": weight, "bias": bias}
 
     def __call__(self, params: Params, state: tuple[Array, Array], numbers: Numbers) -> tuple[Array, Array]:
+        phi = activations.resolve(
+            self.activation
+        )  # one matrix serves all steps: what its gates keep is little
         h, c = state
         i, f, g, o = jnp.split(params["weight"](h) + params["bias"], 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * self.phi(preactivation(g, self.activation))
-        return jax.nn.sigmoid(o) * self.phi(c), c
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * phi(preactivation(g, self.activation))
+        return jax.nn.sigmoid(o) * phi(c), c
 
 
 def add(
