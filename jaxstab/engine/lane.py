@@ -43,10 +43,14 @@ CONFIGURATION = (
 
 
 class Arguments(NamedTuple):
-    """Shapes of what a lane is given besides its seed: leaves and structure of (hparams, *shared). Hashable."""
+    """Shapes of what a lane is given besides its seed: leaves and structure of (hparams, *shared). Hashable.
+
+    With them the settings of JAX that a trace depends on, as they are now.
+    """
 
     leaves: tuple[jax.ShapeDtypeStruct, ...]
     structure: Any
+    configuration: tuple[str, ...]
 
     @classmethod
     def of(cls, hparams: Any, shared: tuple[Any, ...]) -> Arguments:
@@ -54,7 +58,8 @@ class Arguments(NamedTuple):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], np.float32), hparams)
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
         leaves, structure = jax.tree.flatten((one, *data))
-        return cls(tuple(leaves), structure)
+        configuration = tuple(str(getattr(jax.config, name, None)) for name in CONFIGURATION)
+        return cls(tuple(leaves), structure, configuration)
 
 
 class Lane:
@@ -136,18 +141,12 @@ class Lane:
         return max(_wholes(self._whole.jaxpr), default=0)
 
 
+@functools.lru_cache(maxsize=256)
 def trace(family: Family, spec: Any, arguments: Arguments) -> Lane:
     """The lane of a Spec with all of its outputs, traced once in a process. Nothing is compiled.
 
     Errors: UsageError, with sizes that would do, for an array of 2^31 entries or more.
     """
-    return _trace(
-        family, spec, arguments, tuple(str(getattr(jax.config, name, None)) for name in CONFIGURATION)
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _trace(family: Family, spec: Any, arguments: Arguments, configuration: tuple[str, ...]) -> Lane:
     try:
         return _traced(family, spec, arguments)
     except OverflowError:

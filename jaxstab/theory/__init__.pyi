@@ -4,6 +4,7 @@ from .attention import token_maps as token_maps
 from .attention import token_trajectory as token_trajectory
 from .attention import uniform_blocks as uniform_blocks
 from .batchnorm import batch_norm_growth as batch_norm_growth
+from .batchnorm import batch_norm_moments as batch_norm_moments
 from .finite_width import hanin_nica as hanin_nica
 from .finite_width import log10_entry_quantile as log10_entry_quantile
 from .finite_width import log10_row_norm as log10_row_norm

@@ -10,6 +10,7 @@ import numpy as np
 from jaxstab.nets.layers import register
 from jaxstab.nets.layers.layer import Numbers
 from jaxstab.theory import attention, floats
+from jaxstab.theory.batchnorm import batch_norm_moments
 from jaxstab.theory.convolutions import profiles
 from jaxstab.trials.scales import by_layer, is_by_layer, sigmas
 
@@ -22,6 +23,14 @@ ROUGH_DISPLACEMENT = 2.0
 """Times layers over width: how far the ln of a mean square lies from mean field's, where it is not derived.
 
 Measured, 0.6 to 1.6 for blocks before and after a norm and for residual branches of two matrices.
+"""
+LEAST_VARIANCE = 1e-3
+"""Of what a norm divides, which adds 1e-6 to it."""
+MOST_LEANING = 2.0
+"""Layers times inputs over width: layers of few units come to prefer directions among a batch's inputs.
+
+Measured, batch norm's means are then off by up to 5 % (GELU; 2 % of ReLU), and by 28 % at ten times that, where
+mean squares are off by 3 %.
 """
 
 
@@ -75,6 +84,24 @@ def of_tokens(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     log_rms = np.where(fails, np.nan, walked.log_square / 2)
     cosine = np.where(fails | (spec.tokens == 1), np.nan, walked.correlation)
     return {"forward_rms": np.exp(log_rms), "log10_forward_rms": log_rms / LN_10, "correlation": cosine}
+
+
+def of_batch_norm(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
+    """Each layer's mean and size behind batch norm, whatever came before it; nothing of one input, or with dropout."""
+    is_random = isinstance(spec.init, str) and spec.init != "constant"
+    if not is_random or hparams.dropout or spec.batch < 2:
+        return {}
+    mean, square = batch_norm_moments(spec.activation, spec.batch)
+    sigma_w = np.reshape(sigmas(spec, hparams)[0], (len(np.atleast_1d(hparams.sigma_b)), -1))
+    far = roughly_out_of_range(spec)[0] | (sigma_w**2 * min(square, 1.0) < LEAST_VARIANCE)
+    leaning = far | (spec.batch * np.cumsum(1 / np.broadcast_to(spec.widths[1:], spec.depth)) > MOST_LEANING)
+    told = {
+        "forward_mean": np.where(leaning, np.nan, mean),
+        "forward_std": np.where(leaning, np.nan, math.sqrt(max(square - mean**2, 0.0))),
+        "forward_rms": np.where(far, np.nan, math.sqrt(square)),
+    }
+    with np.errstate(divide="ignore"):
+        return told | {"log10_forward_rms": np.log10(told["forward_rms"])}
 
 
 def of_ones_own(spec: Any, hparams: Any) -> dict[str, np.ndarray]:

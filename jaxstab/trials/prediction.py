@@ -135,6 +135,8 @@ def _in_part(spec: Any, hparams: Any) -> dict[str, np.ndarray]:
     tell = (
         parts.of_images
         if spec.kind == "convolution" and has_theory(spec, hparams)
+        else parts.of_batch_norm
+        if spec.kind == "batch_norm"
         else parts.of_tokens
         if isinstance(spec.kind, str)
         else parts.of_ones_own

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import gammaln
 
 from jaxstab import theory
 
@@ -41,3 +42,29 @@ def test_growth_of_large_batches_and_of_few_inputs():
     growth = theory.batch_norm_growth(np.arange(2, 9))
     assert np.isnan(growth[:2]).all()
     assert np.all(np.diff(growth[2:]) < 0)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5, 64, 5000])
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid"])
+def test_moments_are_those_of_points_on_a_sphere(batch, name):
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(2_000_000 // batch, batch))
+    y -= y.mean(axis=1, keepdims=True)
+    y /= y.std(axis=1, keepdims=True)
+    phi = {"relu": lambda y: np.maximum(y, 0), "tanh": np.tanh, "sigmoid": lambda y: 1 / (1 + np.exp(-y))}[
+        name
+    ]
+    for told, power in zip(theory.batch_norm_moments(name, batch), (1, 2), strict=True):
+        means = np.mean(phi(y) ** power, axis=1)
+        error = 5 * means.std(ddof=1) / np.sqrt(means.size) + 1e-6
+        assert abs(means.mean() - told) < error
+        assert abs(means.mean() - told - 0.02) > error
+
+
+def test_moments_of_relu_are_closed_forms():
+    for batch in (2, 3, 16, 10_000):
+        mean, square = theory.batch_norm_moments("relu", batch)
+        d = batch - 1
+        assert square == pytest.approx(0.5, rel=1e-9)
+        ratio = np.exp(gammaln(d / 2) - gammaln((d + 1) / 2))
+        assert mean == pytest.approx(0.5 * np.sqrt(d / np.pi) * ratio, rel=1e-6)

@@ -238,7 +238,7 @@ def test_a_configuration_is_told_the_same_in_any_company():
 
 def test_where_no_theory_is_known_there_is_none():
     settings = {"depth": 4, "width": 64}
-    for unknown in ({"kind": "batch_norm"}, {"kind": "attention", "tokens": 3}):
+    for unknown in ({"kind": "lstm"}, {"kind": "attention", "tokens": 3}):
         assert np.isnan(jaxstab.predict(**settings | unknown).forward_rms).all()
     pre_ln = jaxstab.predict(kind="pre_ln", **settings | {"depth": 40})
     assert np.isfinite(pre_ln.forward_rms.sel(layer=32)).all()
@@ -246,6 +246,29 @@ def test_where_no_theory_is_known_there_is_none():
     assert np.isnan(pre_ln.break_fraction_forward)
     said = str(jaxstab.explain(kind="recurrent", dropout=0.1, **settings))
     assert "kind=recurrent, init=xavier_normal, with dropout" in said
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_batch_norm_is_measured_as_predicted(activation):
+    settings = {"kind": "batch_norm", "activation": activation, "depth": 4, "width": 256, "batch": 8}
+    told = jaxstab.predict(gain=[0.5, 3.0], sigma_b=0.3, **settings)
+    found = jaxstab.propagate(
+        16, gain=[0.5, 3.0], sigma_b=0.3, keep=["forward_mean", "forward_rms"], **settings
+    )
+    for name in ("forward_mean", "forward_rms"):
+        error = 5 * found[name].std("seed", ddof=1) / 4 + 0.005  # the drift of a finite width
+        assert (abs(found[name].mean("seed") - told[name]) < error).all()
+        assert not (abs(found[name].mean("seed") - told[name] - 0.05) < error).any()
+    assert np.isnan(told.backward_rms).all()
+
+
+def test_batch_norm_has_no_prediction_where_its_layers_lean_or_its_norm_divides_nothing():
+    settings = {"kind": "batch_norm", "activation": "relu", "depth": 12, "width": 64, "batch": 16}
+    told = jaxstab.predict(**settings)
+    assert np.isfinite(told.forward_mean).values.tolist() == [True] * 8 + [False] * 4
+    assert np.isfinite(told.forward_rms).all()
+    for unknown in ({"gain": 0.01}, {"batch": 1}, {"init": "constant"}, {"dropout": 0.1}):
+        assert np.isnan(jaxstab.predict(**settings | unknown).forward_rms).all()
 
 
 MEASURED = {

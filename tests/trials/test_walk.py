@@ -76,8 +76,7 @@ def test_large_draws_are_drawn_again(monkeypatch):
     assert kept(sampler="conditioned") == [(SIGNAL, "float32")]  # walked again from its inputs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("sampler", ["dense", "conditioned"])
+@pytest.mark.parametrize(("sampler", "dtype"), [("dense", "bfloat16"), ("conditioned", "float32")])
 def test_what_is_kept_does_not_change_what_is_found(monkeypatch, sampler, dtype):
     spec = Spec(depth=3, width=WIDTH, batch=BATCH, sampler=sampler, dtype=dtype)
 
