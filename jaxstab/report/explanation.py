@@ -187,7 +187,8 @@ def _unsaid(spec: Spec, hparams: HParams, holds: bool = False) -> str:
     if not has_theory(spec, hparams):
         stack = f"kind={spell(spec.kind)}, init={spell(spec.init)}" + ", with dropout" * bool(hparams.dropout)
         if holds:
-            return f"Of {stack} theory knows the tokens' size and likeness alone."
+            what = "signal's size" if spec.kind == "batch_norm" else "tokens' size and likeness"
+            return f"Of {stack} theory knows the {what} alone."
         return f"No theory is known for {stack}: what is measured is all there is to say."
     if spec.kind == "convolution" or is_by_layer(spec, hparams):
         what = "images" if spec.kind == "convolution" else "layers that differ in width or gain"

@@ -20,7 +20,7 @@ def batch_norm_moments(activation: Activation, batch: int) -> tuple[float, float
     arXiv:1902.08129). A norm's epsilon is left out. Error about 1e-7.
 
     >>> [round(value, 4) for value in jaxstab.theory.batch_norm_moments("relu", 16)]
-    [0.3921, 0.5]
+    [0.4056, 0.5]
     """
     phi, d = activations.resolve(activation), batch - 1
     if d == 1:

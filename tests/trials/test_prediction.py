@@ -260,6 +260,8 @@ def test_batch_norm_is_measured_as_predicted(activation):
         assert (abs(found[name].mean("seed") - told[name]) < error).all()
         assert not (abs(found[name].mean("seed") - told[name] - 0.05) < error).any()
     assert np.isnan(told.backward_rms).all()
+    said = str(jaxstab.explain(**settings))
+    assert "theory knows the signal's size alone" in said
 
 
 def test_batch_norm_has_no_prediction_where_its_layers_lean_or_its_norm_divides_nothing():
