@@ -269,6 +269,8 @@ def test_batch_norm_has_no_prediction_where_its_layers_lean_or_its_norm_divides_
     told = jaxstab.predict(**settings)
     assert np.isfinite(told.forward_mean).values.tolist() == [True] * 8 + [False] * 4
     assert np.isfinite(told.forward_rms).all()
+    one_small = jaxstab.predict(gain={"small": (0.01, *[1.0] * 11)}, **settings).forward_rms
+    assert np.isfinite(one_small).values.ravel().tolist() == [False] + [True] * 11
     for unknown in ({"gain": 0.01}, {"batch": 1}, {"init": "constant"}, {"dropout": 0.1}):
         assert np.isnan(jaxstab.predict(**settings | unknown).forward_rms).all()
 

@@ -142,9 +142,7 @@ class Lstm(Make):
         return {"weight": weight, "bias": bias}
 
     def __call__(self, params: Params, state: tuple[Array, Array], numbers: Numbers) -> tuple[Array, Array]:
-        phi = activations.resolve(
-            self.activation
-        )  # one matrix serves all steps: what its gates keep is little
+        phi = activations.resolve(self.activation)  # `self.phi` would move the last bits of its gradients
         h, c = state
         i, f, g, o = jnp.split(params["weight"](h) + params["bias"], 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * phi(preactivation(g, self.activation))
