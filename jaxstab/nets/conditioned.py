@@ -91,7 +91,7 @@ def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[
     frame, lower, exponent = _factor(h)
     u_key, rest_key = random.split(key_data)
     u = haar_matrix(u_key, *h.shape)
-    u = jnp.where(jnp.any(frame != 0, axis=1, keepdims=True), u, 0.0)  # no image where there is no direction
+    u = jnp.where(jnp.diagonal(lower)[:, None] != 0, u, 0.0)  # no image where there is no direction
     y = (gain * _matmul(lower, u) * power_of_two(exponent)).astype(h.dtype)
     return y, (jax.random.key_data(rest_key), frame, u, lower, exponent, gain)
 
@@ -129,7 +129,7 @@ def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], 
 
 def _root_of_gram(d: Float[Array, "batch m"]) -> Float[Array, "batch batch"]:
     """A lower triangular L with L L' = d d', at any rank."""
-    return cholesky(_matmul(d, d.T), 4 * len(d) * EPSILON)[0]
+    return cholesky(_matmul(d, d.T), 4 * len(d) * EPSILON)
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,17 +1,18 @@
 """Uniformly distributed (Haar) orthonormal rows and columns without LAPACK, in float32.
 
 LAPACK called from inside a compiled trial can hang where CPU devices equal the pool's threads, so this is
-Cholesky of the rows' products where they are well apart (it squares their condition), and else modified
-Gram-Schmidt in plain lax loops, halving the rows so that most of the work is products. One pass leaves
-|Q Q' - I| of order epsilon times the rows' condition (Björck 1967), below 1 since rows that depend on others are
-set to zero; Newton's iteration then brings it to epsilon without leaving their span. So it must be for a half
-before anything is projected on it: what it is off by, all rows below would share.
+Cholesky of the rows' products (it squares their condition) where they are well apart but for what they have in
+common with the first, and else modified Gram-Schmidt in plain lax loops, halving the rows so that most of the
+work is products. One pass leaves |Q Q' - I| of order epsilon times the rows' condition (Björck 1967), below 1
+since rows that depend on others are set to zero; Newton's iteration then brings it to epsilon without leaving
+their span. So it must be for a half before anything is projected on it: what it is off by, all rows below would
+share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,9 @@ from jaxstab import random
 TOLERANCE = 8 * float(jnp.finfo(jnp.float32).eps)
 """Rounding leaves less than this share of a row that depends on others (6e-7 seen up to 1,024 columns)."""
 
-WELL_APART = 1e-5
-"""Where each row adds more than this share of its square, Cholesky leaves no more than Newton's iteration mends."""
+WELL_APART = 1e-4
+"""Where each row adds more than this share of its square, Cholesky is right to epsilon over this share for what the
+row adds, to epsilon over its root for the row."""
 
 UNROLLED = 32
 """Up to so many columns the elimination is written out: a loop's turn would cost as much as what it does."""
@@ -62,49 +64,70 @@ def lq(
     if k > n:
         raise ValueError(f"{k} rows of {n} columns cannot all be orthogonal.")
 
-    def by_gram_schmidt(rows: Array) -> Array:
+    def by_gram_schmidt(rows: Array) -> tuple[Array, Array]:
         floors = tolerance * jnp.sqrt(jnp.sum(rows * rows, axis=1))
-        return _gram_schmidt(rows, floors, max(16, k // LEAVES))
+        frame = _polish(_gram_schmidt(rows, floors, max(16, k // LEAVES)))
+        return _matmul(rows, frame.T), frame
 
-    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # other lanes' rows are zero here; without this XLA would see that every turn is the same, and take it first
-        return by_gram_schmidt(jnp.where(state[1], rows, 0.0)), jnp.array(False)
+        return *by_gram_schmidt(jnp.where(state[2], rows, 0.0)), jnp.array(False)
 
     if 2 * k > n:  # nearly square: some row always adds little
-        frame = by_gram_schmidt(rows)
-    else:
-        gram = _matmul(rows, rows.T)
-        lower, inverse = cholesky(gram)
-        is_rough = ~jnp.all(jnp.square(jnp.diagonal(lower)) > WELL_APART * jnp.diagonal(gram))
-        # a loop of one turn or none: a branch would be taken by every lane of a batch
-        frame, _ = jax.lax.while_loop(lambda state: state[1], again, (_matmul(inverse, rows), is_rough))
-    frame = _polish(frame)
-    return _matmul(rows, frame.T), frame
+        return by_gram_schmidt(rows)
+    lower, frame, is_well = _by_cholesky(rows, tolerance)
+    # a loop of one turn or none: a branch would be taken by every lane of a batch
+    lower, frame, _ = jax.lax.while_loop(lambda state: state[2], again, (lower, frame, ~is_well))
+    return lower, frame
 
 
-def cholesky(
-    gram: Float[Array, "k k"], tolerance: float = 0.0
-) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
-    """Lower triangular L with L L' = gram, at any rank, and L^-1 at full rank.
+def _by_cholesky(rows: Float[Array, "k n"], tolerance: float) -> tuple[Array, Array, Array]:
+    """(L, Q, whether they are right), what every row has of the first one being taken from it before.
+
+    Examples grow alike with depth (ReLU, sigmoid), and what tells them apart is lost in products of whole rows.
+    """
+    squares = jnp.sum(rows * rows, axis=1)
+    along = _matmul(rows, rows[:1].T) / jnp.where(squares[0] > 0, squares[0], 1.0)
+    along = along.at[0].set(0.0)
+    rest = rows - along * rows[:1]
+    gram = _matmul(rest, rest.T)
+    lower = cholesky(gram)
+    diagonal = jnp.diagonal(gram)
+    is_left = diagonal > tolerance**2 * squares
+    is_apart = jnp.square(jnp.diagonal(lower)) > WELL_APART * diagonal
+    is_well = jnp.all(is_left & is_apart) | ~jnp.isfinite(jnp.sum(squares))  # nobody makes those right
+    return lower + along * lower[0], _polish(_matmul(inverse(lower), rest)), is_well
+
+
+def cholesky(gram: Float[Array, "k k"], tolerance: float = 0.0) -> Float[Array, "k k"]:
+    """Lower triangular L with L L' = gram, at any rank.
 
     Column i is zero where its pivot is at most `tolerance` of gram[i, i].
     """
-    batch_last = partial(_cholesky_of_batch, tolerance=tolerance)
-    whole = jax.custom_batching.custom_vmap(lambda gram: jax.tree.map(lambda x: x[0], batch_last(gram[None])))
+    return _lanes_last(partial(_eliminate, tolerance=tolerance))(gram)
+
+
+def inverse(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The inverse of a lower triangular matrix (of no meaning where a diagonal entry is 0)."""
+    return _lanes_last(_invert)(lower)
+
+
+def _lanes_last(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """`f` of matrices [k, k, lanes] for one of them or for a batch: a vector's entries are one entry of many lanes."""
+    whole = jax.custom_batching.custom_vmap(lambda x: f(x[..., None])[..., 0])
 
     @whole.def_vmap
-    def of_batch(size: int, is_batched: list[bool], gram: Array) -> tuple[Any, Any]:
-        return batch_last(gram), (True, True)
+    def of_batch(size: int, is_batched: list[bool], x: Array) -> tuple[Array, bool]:
+        return jnp.moveaxis(f(jnp.moveaxis(x, 0, -1)), -1, 0), True
 
-    return whole(gram)
+    return whole
 
 
 @partial(jax.jit, static_argnames="tolerance")
-def _cholesky_of_batch(gram: Float[Array, "lanes k k"], tolerance: float) -> tuple[Array, Array]:
-    """By elimination of [gram, I], the lanes in the last axis: a vector's entries are the same entry of many lanes."""
-    k = gram.shape[1]
-    left = jnp.moveaxis(jnp.concatenate([gram, jnp.broadcast_to(jnp.eye(k), gram.shape)], axis=2), 0, -1)
-    smallest = tolerance * jnp.diagonal(gram, axis1=1, axis2=2).T
+def _eliminate(left: Float[Array, "k k lanes"], tolerance: float) -> Float[Array, "k k lanes"]:
+    """The Cholesky factor by elimination, every column from those after it."""
+    k = len(left)
+    smallest = tolerance * jnp.diagonal(left).T
 
     def inverse_of(pivot: Array, smallest: Array) -> Array:
         kept = (pivot > 0) & (pivot > smallest)
@@ -113,21 +136,43 @@ def _cholesky_of_batch(gram: Float[Array, "lanes k k"], tolerance: float) -> tup
     def column(j: Array, left: Array) -> Array:
         at = lambda x: jax.lax.dynamic_index_in_dim(x, j, keepdims=False)  # noqa: E731
         row = at(left)
-        share = jnp.where(jnp.arange(k)[:, None] > j, row[:k] * inverse_of(at(row), at(smallest)), 0.0)
+        share = jnp.where(jnp.arange(k)[:, None] > j, row * inverse_of(at(row), at(smallest)), 0.0)
         return left - share[:, None] * row
 
     if k <= UNROLLED:
         rows = []
         for j in range(k):
             rows.append(left[0])
-            share = left[0, j + 1 : k] * inverse_of(left[0, j], smallest[j])
+            share = left[0, j + 1 :] * inverse_of(left[0, j], smallest[j])
             left = left[1:] - share[:, None] * left[0]
         left = jnp.stack(rows)
     else:
         left = jax.lax.fori_loop(0, k, column, left)
-    pivots = jnp.diagonal(left[:, :k]).T
-    left = jnp.moveaxis(left * jnp.sqrt(inverse_of(pivots, smallest))[:, None], -1, 0)
-    return jnp.triu(left[:, :, :k]).mT, left[:, :, k:]
+    scaled = left * jnp.sqrt(inverse_of(jnp.diagonal(left).T, smallest))[:, None]
+    return jnp.triu(scaled.transpose(2, 0, 1)).transpose(2, 1, 0)
+
+
+@jax.jit
+def _invert(lower: Float[Array, "k k lanes"]) -> Float[Array, "k k lanes"]:
+    """Blocks on the diagonal, each from two of half its size: [[A, 0], [B, C]] of [-C^-1 B A^-1]."""
+    k, _, lanes = lower.shape
+    size = 1 << (k - 1).bit_length()
+    lower = jnp.zeros((size, size, lanes)).at[:k, :k].set(lower)
+    diagonal = jnp.diagonal(lower).T
+    blocks = jnp.where(diagonal > 0, 1 / jnp.where(diagonal > 0, diagonal, 1.0), 0.0)[:, None, None]
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.sum(a[:, :, :, None] * b[:, None], axis=2)
+
+    while (m := blocks.shape[1]) < size:
+        pairs = jnp.arange(size // (2 * m))
+        below = lower.reshape(len(pairs), 2, m, len(pairs), 2, m, lanes)[pairs, 1, :, pairs, 0]
+        a, c = blocks[0::2], blocks[1::2]
+        upper = jnp.concatenate([a, jnp.zeros_like(a)], axis=2)
+        blocks = jnp.concatenate(
+            [upper, jnp.concatenate([-product(product(c, below), a), c], axis=2)], axis=1
+        )
+    return blocks[0, :k, :k]
 
 
 def _gram_schmidt(rows: Float[Array, "k n"], floors: Float[Array, " k"], panel: int) -> Float[Array, "k n"]:

@@ -78,6 +78,10 @@ def test_dependent_rows_become_zeros_and_the_others_span_them(rows, rank):
     assert np.linalg.norm(beyond) <= 2e-6 * np.linalg.norm(rows)
 
 
+def smallest(x):
+    return np.linalg.svd(x, compute_uv=False)[-1]
+
+
 @pytest.mark.parametrize("apart", [1.0, 0.1, 1e-2, 1e-3, 1e-5])
 def test_l_times_q_is_the_rows_however_near_they_are(apart):
     """Down to the smallest singular value, to a rounding of the rows: what Cholesky alone would lose."""
@@ -87,14 +91,42 @@ def test_l_times_q_is_the_rows_however_near_they_are(apart):
     rounding = 2e-6 * np.linalg.norm(rows, axis=1)
     np.testing.assert_allclose(frame @ frame.T, np.eye(16), atol=2e-6)
     assert (np.linalg.norm(rows - lower @ frame, axis=1) < rounding).all()
-
-    def smallest(x):
-        return np.linalg.svd(x, compute_uv=False)[-1]
-
     assert abs(smallest(lower) - smallest(rows)) < rounding[0]
-    once = np.asarray(haar.cholesky(jnp.asarray(rows @ rows.T, jnp.float32))[0], np.float64)
+    once = np.asarray(haar.cholesky(jnp.asarray(rows @ rows.T, jnp.float32)), np.float64)
     if apart == 1e-3:
         assert not abs(smallest(once) - smallest(rows)) < rounding[0]
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-2, 1e-3, 1e-5])
+def test_rows_in_two_bundles_are_right_to_what_cholesky_leaves(apart, monkeypatch):
+    """What they have in common with the first row helps one bundle alone."""
+    places = jnp.array([1.0, -1.0]).repeat(8)[:, None] * jax.random.normal(
+        jax.random.key(2), (2, 256)
+    ).repeat(8, 0)
+    rows = places + apart * jax.random.normal(KEY, (16, 256))
+    exact = np.asarray(rows, np.float64)
+
+    def off() -> tuple[float, float]:
+        lower, frame = (np.asarray(x, np.float64) for x in haar.lq.__wrapped__(rows))  # no trace is kept
+        share = np.linalg.norm(exact - lower @ frame, axis=1) / np.linalg.norm(exact, axis=1)
+        return share.max(), abs(smallest(lower) / smallest(exact) - 1)
+
+    epsilon = 2.0**-23
+    of_the_rows, of_what_is_added = off()
+    assert of_the_rows < 4 * epsilon / math.sqrt(haar.WELL_APART)
+    assert of_what_is_added < max(4 * epsilon / haar.WELL_APART, 4 * epsilon / apart)
+    monkeypatch.setattr(haar, "WELL_APART", 0.0)
+    if apart == 1e-3:
+        assert not off()[1] < 4 * epsilon / 1e-4
+
+
+@pytest.mark.parametrize("spoiled", [np.inf, np.nan])
+def test_rows_that_are_not_finite_are_not_taken_twice(spoiled):
+    """A lane that has diverged would make its whole tile go through Gram-Schmidt."""
+    lower, frame = haar.lq(GENERIC.at[3, 5].set(spoiled))
+    assert np.isnan(lower[3:]).any(axis=1).all()
+    assert np.isfinite(lower[:3]).all()  # by Gram-Schmidt of all rows these would be NaN too
+    assert np.isnan(frame).any()
 
 
 def test_a_lane_s_rows_do_not_depend_on_whether_another_needs_gram_schmidt():
@@ -109,12 +141,13 @@ def test_cholesky_of_one_and_of_many_at_full_rank_and_below(size):
     d = jax.random.normal(KEY, (5, size, 64))
     gram = jnp.matmul(d, d.mT, precision="highest")
     wanted = np.linalg.cholesky(np.asarray(gram, np.float64))
-    lower, inverse = jax.vmap(haar.cholesky)(gram)
+    lower = jax.vmap(haar.cholesky)(gram)
+    inverse = jax.vmap(haar.inverse)(lower)
     np.testing.assert_allclose(lower, wanted, atol=1e-4)
     np.testing.assert_allclose(lower @ inverse, np.broadcast_to(np.eye(size), gram.shape), atol=1e-4)
-    np.testing.assert_allclose(haar.cholesky(gram[3])[0], wanted[3], atol=1e-4)
+    np.testing.assert_allclose(haar.cholesky(gram[3]), wanted[3], atol=1e-4)
     below = gram.at[:, -1].set(0).at[:, :, -1].set(0)
-    np.testing.assert_allclose(jax.vmap(haar.cholesky)(below)[0][:, -1], np.zeros((5, size)))
+    np.testing.assert_allclose(jax.vmap(haar.cholesky)(below)[:, -1], np.zeros((5, size)))
 
 
 def test_more_rows_than_columns_are_refused():
