@@ -95,8 +95,8 @@ def _by_cholesky(rows: Float[Array, "k n"], tolerance: float) -> tuple[Array, Ar
     diagonal = jnp.diagonal(gram)
     is_left = diagonal > tolerance**2 * squares
     is_apart = jnp.square(jnp.diagonal(lower)) > WELL_APART * diagonal
-    is_well = jnp.all(is_left & is_apart) | ~jnp.isfinite(jnp.sum(squares))  # nobody makes those right
-    return lower + along * lower[0], _polish(_matmul(inverse(lower), rest)), is_well
+    # none is where a row is not finite: Gram-Schmidt leaves it no direction, and gradients go on
+    return lower + along * lower[0], _polish(_matmul(inverse(lower), rest)), jnp.all(is_left & is_apart)
 
 
 def cholesky(gram: Float[Array, "k k"], tolerance: float = 0.0) -> Float[Array, "k k"]:
