@@ -91,7 +91,7 @@ def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[
     frame, lower, exponent = _factor(h)
     u_key, rest_key = random.split(key_data)
     u = haar_matrix(u_key, *h.shape)
-    u = jnp.where(jnp.diagonal(lower)[:, None] != 0, u, 0.0)  # no image where there is no direction
+    u = jnp.where(jnp.diagonal(lower)[:, None] > 0, u, 0.0)  # no image where there is no direction
     y = (gain * _matmul(lower, u) * power_of_two(exponent)).astype(h.dtype)
     return y, (jax.random.key_data(rest_key), frame, u, lower, exponent, gain)
 

@@ -134,6 +134,15 @@ def test_any_scale_of_inputs_and_gradients_survives(exponent):
         np.testing.assert_array_equal(jnp.ldexp(back(y)[0], exponent), far_back(jnp.ldexp(y, exponent))[0])
 
 
+@pytest.mark.parametrize("spoiled", [np.inf, np.nan, 0.0])
+def test_an_input_that_has_no_direction_takes_nothing_of_a_rotated_gradient(spoiled):
+    h = jnp.asarray(inputs(4, 24, "generic")).at[2].set(spoiled)
+    _, back = jax.vjp(lambda h: conditioned.haar_layer(jax.random.key(3), h, 1.3), h)
+    d = inputs(5, 24, "generic")[:4]
+    (g,) = back(jnp.asarray(d))
+    np.testing.assert_allclose(np.linalg.norm(g, axis=1), 1.3 * np.linalg.norm(d, axis=1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("root", ["gaussian", "zeros", "equal"])
 def test_the_root_of_a_gram_matrix_at_any_rank(root):
     d = {"gaussian": INPUTS, "zeros": np.zeros_like(INPUTS), "equal": np.repeat(INPUTS[:1], 9, axis=0)}[root]
