@@ -10,18 +10,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+COLUMNS = 32
+"""Columns that a row is cut to: a few of the processor's vectors."""
+
 LONG = 2**19
 """At most so many entries are summed up in a chain, which drifts in float32: by 3e-6 of 2^19 squares."""
 
 
-def absmax(x: jax.Array) -> jax.Array:
-    """Largest magnitude of all entries; NaN if an entry is NaN, 0 of none. Not differentiable.
+def absmax(x: jax.Array, kept: int = 0) -> jax.Array:
+    """Largest magnitude along all axes but the first `kept`; NaN if one is NaN, 0 of none. Not differentiable.
 
     XLA's CPU backend drops NaN from float32 maxima (see `compiler_options`). The bits of magnitudes are ordered as the
     magnitudes are, with NaN above infinity, and integers are not dropped.
     """
     bits = magnitude_bits(jnp.abs(x) if jnp.iscomplexobj(x) else x)
-    return jax.lax.bitcast_convert_type(jnp.max(bits, initial=0), x.real.dtype)
+    return jax.lax.bitcast_convert_type(largest(bits, kept), x.real.dtype)
+
+
+def largest(x: jax.Array, kept: int = 0) -> jax.Array:
+    """Largest along all axes but the first `kept` of unsigned integers; whether any is true of booleans; else 0.
+
+    XLA's CPU backend reduces these one entry after the other, or by windows, unless there is a column for each place
+    of a vector: so down columns first and then what is left of them, in a tenth of the time. The barrier keeps it from
+    making one reduction of both.
+    """
+    reduce = jnp.any if x.dtype == bool else functools.partial(jnp.max, initial=0)
+    if x.ndim == kept:
+        return x
+    if x.ndim == kept + 1 and x.shape[-1] >= 2 * COLUMNS:
+        x = jnp.pad(x, [(0, 0)] * kept + [(0, -x.shape[-1] % COLUMNS)]).reshape(*x.shape[:-1], -1, COLUMNS)
+    if x.ndim > kept + 1:
+        x = jax.lax.optimization_barrier(reduce(x, axis=tuple(range(kept, x.ndim - 1))))
+    return reduce(x, axis=-1)
 
 
 def magnitude_bits(x: jax.Array) -> jax.Array:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab.reductions import absmax
+
 
 def power_of_two(exponent: Int[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
     """2^exponent in float32 or float64, exact, by its bits; beyond the normal numbers' exponents the nearest of these.
@@ -35,7 +37,7 @@ def exponent_of(x: Float[Array, ...]) -> Int[Array, ""]:
     At most 126 (1022 of float64), so that the reciprocal is a normal number too: above, the magnitude is up to four
     times it.
     """
-    largest = jnp.max(jnp.abs(wide(x)))
+    largest = absmax(wide(x))
     _, exponent = jnp.frexp(largest)
     most = -jnp.finfo(largest.dtype).minexp
     return jnp.where(jnp.isfinite(largest), jnp.clip(exponent, -most, most), 0)

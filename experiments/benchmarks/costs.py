@@ -27,6 +27,7 @@ from experiments.benchmarks.setting import Setting
 from experiments.benchmarks.subject import regression
 from jaxstab.engine.job import Job
 from jaxstab.engine.lane import keeping
+from jaxstab.engine.program import compiler_options
 from jaxstab.engine.store import Store
 from jaxstab.nets.weights import SAMPLERS
 from jaxstab.trials import training
@@ -98,7 +99,8 @@ def make_bare(job: Job, seeds: int) -> Callable[[], np.ndarray]:
         return jax.device_put(jnp.asarray(x.reshape(-1, tile)), NamedSharding(mesh, split))
 
     arguments = shaped((lanes // len(SPACE)).astype(np.uint32)), shaped(group.hparams[0][lanes % len(SPACE)])
-    run = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    mapped = jax.shard_map(shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    run = jax.jit(mapped, compiler_options=compiler_options(job.devices[0].platform))
     assert len(lanes) % (tile * count) == 0, "lanes must fill the tiles of all devices"
     return lambda: np.asarray(run(*arguments)["loss"])
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxstab import random
+from jaxstab.engine.program import compiler_options
 
 UNITS = {
     "float32": "float32 products (highest precision), operations a second",
@@ -64,7 +65,8 @@ def normals_a_second(draw: Callable[..., Any]) -> float:
         return jax.lax.scan(add, jnp.float32(0), jnp.arange(blocks))[0][None]
 
     split = PartitionSpec("device")
-    run = jax.jit(jax.shard_map(total, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    run = jax.jit(mapped, compiler_options=compiler_options(devices[0].platform))
     keys = jax.device_put(jax.random.split(jax.random.key(0), len(devices)), NamedSharding(mesh, split))
     return len(devices) * blocks * block / best(run, keys)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxstab import machine, names
 from jaxstab.engine.group import Group
 from jaxstab.engine.lane import CONFIGURATION
+from jaxstab.engine.program import compiler_options
 
 
 def environment(device: Any) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def environment(device: Any) -> dict[str, Any]:
         "platform": device.platform,
         "device_kind": device.device_kind,
         "xla_flags": sorted(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f),
+        "compiler_options": compiler_options(device.platform),
         "configuration": {name: str(getattr(jax.config, name, None)) for name in CONFIGURATION},
     }
     if device.platform == "cpu":  # its kind is only "cpu"; sums depend on how many threads XLA cuts them for

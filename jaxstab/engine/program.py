@@ -8,6 +8,7 @@ the loop and round differently.
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -18,6 +19,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxstab.engine.lane import Lane
 
 SPLIT, WHOLE = PartitionSpec("device"), PartitionSpec()
+
+VECTOR_BITS = "xla_cpu_prefer_vector_width"
+
+
+def compiler_options(platform: str) -> dict[str, Any]:
+    """What programs are compiled with for a platform, besides what JAX chooses; what XLA_FLAGS say stands.
+
+    On CPUs vectors as wide as the processor has them. XLA keeps to 256 bits, since early processors of 512 slowed
+    their clock for them; later ones draw normals a third faster.
+    """
+    is_set = VECTOR_BITS in os.environ.get("XLA_FLAGS", "")
+    return {VECTOR_BITS: "512"} if platform == "cpu" and not is_set else {}
 
 
 class Program:
@@ -69,7 +82,10 @@ class Program:
                 self._run_tiles, mesh=self.mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False
             )
             with self.lane.computing():
-                self._compiled[signature] = jax.jit(mapped).lower(*arguments).compile()
+                lowered = jax.jit(mapped).lower(*arguments)
+                self._compiled[signature] = lowered.compile(
+                    compiler_options(self.mesh.devices.flat[0].platform)
+                )
         return self._compiled[signature]
 
     def _run_tiles(self, tiles: Any, seeds: Any, hparams: Any, *shared: Any) -> Any:

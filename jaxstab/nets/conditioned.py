@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import random
 from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
+from jaxstab.reductions import absmax
 from jaxstab.scaling import power_of_two
 from jaxstab.typing import Scalar
 
@@ -122,7 +123,7 @@ def _factor(h: Float[Array, "batch n"]) -> tuple[Array, Array, Array]:
 def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], Int[Array, "batch 1"]]:
     """(m, e) with x = m 2^e exactly, m in float32 with the largest magnitude of each row in [1/2, 4)."""
     x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
+    largest = absmax(x, kept=1)[:, None]
     exponent = jnp.where(jnp.isfinite(largest), jnp.clip(jnp.frexp(largest)[1], -126, 126), 0)
     return x * power_of_two(-exponent), exponent
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxstab.reductions import absmax
+from jaxstab.reductions import absmax, largest
 from jaxstab.scaling import rescale, wide
 
 LOG10_2 = 0.3010299956639812
@@ -57,7 +57,7 @@ def mean_cosine(x: Float[Array, "batch ..."]) -> Float[Array, ""]:
     rows = jnp.sum(nonzero).astype(jnp.float32)
     pairs = rows * (rows - 1)
     mean = (jnp.sum(jnp.sum(unit, axis=0) ** 2) - rows) / jnp.where(pairs > 0, pairs, 1.0)
-    return jnp.where((pairs > 0) & jnp.all(jnp.isfinite(m)), jnp.clip(mean, -1.0, 1.0), jnp.nan)
+    return jnp.where((pairs > 0) & jnp.isfinite(absmax(m)), jnp.clip(mean, -1.0, 1.0), jnp.nan)
 
 
 def first_layer(found: Bool[Array, " layer"]) -> Int[Array, ""]:
@@ -73,4 +73,5 @@ def last_layer(found: Bool[Array, " layer"]) -> Int[Array, ""]:
 
 def is_bad(x: Shaped[Array, ...]) -> dict[str, Bool[Array, ""]]:
     """Whether any entry is infinite, any is NaN, and whether all are zero."""
-    return {"inf": jnp.any(jnp.isinf(x)), "nan": jnp.any(jnp.isnan(x)), "zero": jnp.all(x == 0)}
+    most = absmax(x)
+    return {"inf": largest(jnp.isinf(x)), "nan": jnp.isnan(most), "zero": most == 0}

@@ -115,7 +115,7 @@ def test_another_sweep_on_the_folder_is_refused_by_its_difference(copy, finished
     assert digest(copy) == digest(finished[0])
 
 
-@pytest.mark.parametrize("field", ["versions", "thread_pool", "xla_flags"])
+@pytest.mark.parametrize("field", ["versions", "thread_pool", "xla_flags", "compiler_options"])
 def test_another_environment_is_refused(copy, field, monkeypatch):
     from jaxstab.engine import identity
 
