@@ -13,6 +13,7 @@ from jaxstab.reductions import (
     absmax,
     absmax_of_both,
     compiler_options,
+    largest,
     mean_square_and_absmax,
 )
 
@@ -45,6 +46,30 @@ def test_nan_with_a_sign_shows_in_what_xla_knows_to_be_a_square():
 def test_nothing_and_complex_numbers():
     assert absmax(jnp.zeros((0, 3))) == 0
     np.testing.assert_allclose(absmax(jnp.array([3 + 4j, 1j])), 5)
+
+
+SHAPES_OF_ROWS = [(5,), (97,), (4, 31), (4, 64), (3, 97), (2, 3, 256), (2, 3, 5, 4), (2, 0), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"), [(shape, kept) for shape in SHAPES_OF_ROWS for kept in range(len(shape) + 1)]
+)
+def test_the_first_axes_may_be_kept(shape, kept):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    axes = tuple(range(kept, len(shape)))
+    np.testing.assert_array_equal(
+        jax.jit(absmax, static_argnums=1)(x, kept), np.max(np.abs(x), axes, initial=0)
+    )
+    for found in (x > 2, x > 0):
+        np.testing.assert_array_equal(largest(jnp.asarray(found), kept), np.any(found, axes))
+
+
+@pytest.mark.parametrize("place", [0, 37, 95, 96])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_every_place_counts(place, kept):
+    x = np.zeros((2, 97), np.float32)
+    x[1, place] = np.nan
+    assert np.isnan(absmax(jnp.asarray(x), kept)).tolist() == ([False, True] if kept else True)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (1024, LONG // 1024), (3, 5, LONG // 8)])

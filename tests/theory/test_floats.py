@@ -112,7 +112,7 @@ def test_largest_of_many():
     assert floats.largest_of(10**6) == pytest.approx(np.sqrt(2 * np.log(10**6)), rel=0.07)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-4, 2), min_size=1, max_size=20), st.floats(-20, 20), st.sampled_from(list(FLOATS)))
 def test_a_loss_scale_keeps_every_layer_inside(logs, shift, dtype):
     log10_gradient = np.array(logs) + shift

@@ -54,7 +54,7 @@ def test_a_function_in_float32_is_good_to_float32():
 SIZES = st.floats(-2, 2).map(lambda x: round(x, 9))  # subnormal numbers are not resolved: NaN
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(at=st.floats(-3, 3), left=SIZES, right=SIZES)
 def test_a_jump_anywhere(at, left, right):
     exact = left * stats.norm.cdf(at) + right * stats.norm.sf(at)
