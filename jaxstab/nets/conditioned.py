@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxstab import random
 from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
 from jaxstab.reductions import absmax
-from jaxstab.scaling import power_of_two
+from jaxstab.scaling import outer_rms, power_of_two
 from jaxstab.typing import Scalar
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -34,35 +34,64 @@ EPSILON = 2.0**-23
 
 
 def gaussian_layer(
-    key: jax.Array, h: Float[Array, "batch n"], std: Scalar, units: int
+    key: jax.Array, h: Float[Array, "batch n"], std: Scalar, units: int, probe: Scalar = 0.0
 ) -> Float[Array, "batch units"]:
     """h W in law, W [n, units] with independent N(0, std^2) entries; differentiable in h and std.
 
-    Each call stands for one matrix: calls with equal keys on different h are not calls on the same matrix.
+    Each call stands for one matrix: calls with equal keys on different h are not calls on the same matrix. The
+    cotangent of `probe` is the rms of the gradient with respect to W.
     """
     batch, n = h.shape
-    std = jnp.asarray(std, jnp.float32)
+    std, probe = jnp.asarray(std, jnp.float32), _probe_of(probe, h)
     if batch >= n:
         matrix = std * random.normal(key, (n, units))
-        return _matmul(h.astype(jnp.float32), matrix).astype(h.dtype)
-    return _gaussian(units, jax.random.key_data(key), h, std)
+        return watch(probe, h, _matmul(h.astype(jnp.float32), matrix).astype(h.dtype))
+    return _gaussian(units, jax.random.key_data(key), h, std, probe)
 
 
-def haar_layer(key: jax.Array, h: Float[Array, "batch n"], gain: Scalar) -> Float[Array, "batch n"]:
-    """h W in law, W [n, n] `gain` times a Haar-distributed orthogonal matrix; differentiable in h and gain."""
+def haar_layer(
+    key: jax.Array, h: Float[Array, "batch n"], gain: Scalar, probe: Scalar = 0.0
+) -> Float[Array, "batch n"]:
+    """h W in law, W [n, n] `gain` times a Haar-distributed orthogonal matrix; differentiable in h and gain.
+
+    The cotangent of `probe` is the rms of the gradient with respect to W.
+    """
     batch, n = h.shape
-    gain = jnp.asarray(gain, jnp.float32)
+    gain, probe = jnp.asarray(gain, jnp.float32), _probe_of(probe, h)
     if 2 * batch > n:
-        return _matmul(h.astype(jnp.float32), gain * haar_matrix(key, n, n)).astype(h.dtype)
-    return _haar(jax.random.key_data(key), h, gain)
+        return watch(probe, h, _matmul(h.astype(jnp.float32), gain * haar_matrix(key, n, n)).astype(h.dtype))
+    return _haar(jax.random.key_data(key), h, gain, probe)
+
+
+@jax.custom_vjp
+def watch(probe: Float[Array, ""], h: Float[Array, "batch n"], y: Float[Array, "batch m"]) -> Array:
+    """y = h W itself, of which the cotangent of `probe` is the rms of the gradient with respect to W."""
+    return y
+
+
+def _watch_forward(probe: Array, h: Array, y: Array) -> tuple[Array, Array]:
+    return y, h
+
+
+def _watch_backward(h: Array, d: Array) -> tuple[Array, None, Array]:
+    return outer_rms(h, d), None, d
+
+
+watch.defvjp(_watch_forward, _watch_backward)
+
+
+def _probe_of(probe: Scalar, h: Array) -> Float[Array, ""]:
+    return jnp.asarray(probe, jnp.promote_types(h.dtype, jnp.float32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gaussian(units: int, key_data: Array, h: Array, std: Array) -> Array:
-    return _gaussian_forward(units, key_data, h, std)[0]
+def _gaussian(units: int, key_data: Array, h: Array, std: Array, probe: Array) -> Array:
+    return _gaussian_forward(units, key_data, h, std, probe)[0]
 
 
-def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tuple[Array, tuple[Array, ...]]:
+def _gaussian_forward(
+    units: int, key_data: Array, h: Array, std: Array, probe: Array
+) -> tuple[Array, tuple[Array, ...]]:
     frame, lower, exponent = _factor(h)
     z_key, rest_key = random.split(key_data)
     z = random.normal(z_key, (h.shape[0], units))
@@ -70,25 +99,27 @@ def _gaussian_forward(units: int, key_data: Array, h: Array, std: Array) -> tupl
     return y, (jax.random.key_data(rest_key), frame, z, lower, exponent, std)
 
 
-def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
+def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array, Array]:
     rest_key, frame, z, lower, own_exponent, std = saved
     scaled, exponent = _rescale_rows(d)
+    gram = _matmul(scaled, scaled.T)
     rest = random.normal(jax.random.wrap_key_data(rest_key), frame.shape)
-    rest = _matmul(_root_of_gram(scaled), rest)
+    rest = _matmul(_root(gram), rest)
     known = _matmul(_matmul(scaled, z.T) - _matmul(rest, frame.T), frame)
     g = (std * (known + rest) * power_of_two(exponent)).astype(d.dtype)
-    return None, g, jnp.sum(d.astype(jnp.float32) * _matmul(lower, z) * power_of_two(own_exponent))
+    of_std = jnp.sum(d.astype(jnp.float32) * _matmul(lower, z) * power_of_two(own_exponent))
+    return None, g, of_std, _probed(lower, gram, own_exponent + exponent, frame.shape[1], d)
 
 
 _gaussian.defvjp(_gaussian_forward, _gaussian_backward)
 
 
 @jax.custom_vjp
-def _haar(key_data: Array, h: Array, gain: Array) -> Array:
-    return _haar_forward(key_data, h, gain)[0]
+def _haar(key_data: Array, h: Array, gain: Array, probe: Array) -> Array:
+    return _haar_forward(key_data, h, gain, probe)[0]
 
 
-def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[Array, ...]]:
+def _haar_forward(key_data: Array, h: Array, gain: Array, probe: Array) -> tuple[Array, tuple[Array, ...]]:
     frame, lower, exponent = _factor(h)
     u_key, rest_key = random.split(key_data)
     u = haar_matrix(u_key, *h.shape)
@@ -97,7 +128,7 @@ def _haar_forward(key_data: Array, h: Array, gain: Array) -> tuple[Array, tuple[
     return y, (jax.random.key_data(rest_key), frame, u, lower, exponent, gain)
 
 
-def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array]:
+def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Array, Array]:
     rest_key, frame, u, lower, own_exponent, gain = saved
     scaled, exponent = _rescale_rows(d)
     known = _matmul(scaled, u.T)
@@ -105,12 +136,25 @@ def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Arr
     v = random.normal(jax.random.wrap_key_data(rest_key), frame.shape)
     for _ in range(2):
         v = v - _matmul(_matmul(v, frame.T), frame)
-    rest = _matmul(_root_of_gram(beyond), orthonormal_rows(v))
+    rest = _matmul(_root(_matmul(beyond, beyond.T)), orthonormal_rows(v))
     g = (gain * (_matmul(known, frame) + rest) * power_of_two(exponent)).astype(d.dtype)
-    return None, g, jnp.sum(d.astype(jnp.float32) * _matmul(lower, u) * power_of_two(own_exponent))
+    of_gain = jnp.sum(d.astype(jnp.float32) * _matmul(lower, u) * power_of_two(own_exponent))
+    gram = _matmul(scaled, scaled.T)
+    return None, g, of_gain, _probed(lower, gram, own_exponent + exponent, frame.shape[1], d)
 
 
 _haar.defvjp(_haar_forward, _haar_backward)
+
+
+def _probed(lower: Array, gram: Array, exponents: Array, n: int, d: Array) -> Array:
+    """rms of the entries of h'd: |h'd|^2 = trace((h h')(d d')), and h h' = L L', rows' powers of two apart."""
+    own = _matmul(lower, lower.T)
+    is_there = (jnp.diagonal(own) * jnp.diagonal(gram) > 0)[:, None]  # a row of zeros has no exponent
+    most = jnp.max(exponents, initial=-512, where=is_there)
+    weight = power_of_two(jnp.minimum(exponents - most, 0))
+    square = jnp.sum(own * weight * gram * weight.T)
+    square = jnp.where(square < 0, 0.0, square) / (float(n) * d.shape[1])
+    return jnp.ldexp(jnp.sqrt(square), most).astype(jnp.promote_types(d.dtype, jnp.float32))
 
 
 def _factor(h: Float[Array, "batch n"]) -> tuple[Array, Array, Array]:
@@ -128,9 +172,9 @@ def _rescale_rows(x: Float[Array, "batch n"]) -> tuple[Float[Array, "batch n"], 
     return x * power_of_two(-exponent), exponent
 
 
-def _root_of_gram(d: Float[Array, "batch m"]) -> Float[Array, "batch batch"]:
-    """A lower triangular L with L L' = d d', at any rank."""
-    return cholesky(_matmul(d, d.T), 4 * len(d) * EPSILON)
+def _root(gram: Float[Array, "batch batch"]) -> Float[Array, "batch batch"]:
+    """A lower triangular L with L L' = gram, at any rank."""
+    return cholesky(gram, 4 * len(gram) * EPSILON)
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -16,7 +16,6 @@ from jaxstab.formats import Storage
 from jaxstab.names import spell
 from jaxstab.nets import conditioned, initializers
 from jaxstab.nets.initializers import Initializer
-from jaxstab.scaling import outer_rms
 from jaxstab.typing import Scalar
 
 SAMPLERS = ("dense", "conditioned")
@@ -128,8 +127,7 @@ class Weight:
     taps: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __call__(self, h: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch units"]:
-        rows = h.reshape(-1, h.shape[-1])
-        return _watch(self.probe, rows, self._times(rows)).reshape(*h.shape[:-1], self.units)
+        return self._times(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], self.units)
 
     def cast(self, cast: Storage) -> Weight:
         """The weight for signals so stored; what is drawn in law is rounded where it is used."""
@@ -140,25 +138,10 @@ class Weight:
     def _times(self, rows: Float[Array, "rows fan_in"]) -> Float[Array, "rows units"]:
         if self.weights.sampler == "dense":
             dense = nn.Dense(self.units, use_bias=False, precision=self.weights.precision)
-            return dense.apply({"params": {"kernel": self.drawn.astype(rows.dtype)}}, rows)  # type: ignore[return-value]
+            units: Any = dense.apply({"params": {"kernel": self.drawn.astype(rows.dtype)}}, rows)
+            return conditioned.watch(self.probe, rows, units)
         if self.weights.init == "orthogonal":
-            return conditioned.haar_layer(self.drawn, rows, self.gain)
+            return conditioned.haar_layer(self.drawn, rows, self.gain, self.probe)
         assert isinstance(self.weights.init, str)
         std = initializers.weight_std(self.weights.init, self.fan_in, self.taps * self.units)
-        return conditioned.gaussian_layer(self.drawn, rows, std * self.gain, self.units)
-
-
-@jax.custom_vjp
-def _watch(probe: Array, h: Array, y: Array) -> Array:
-    return y
-
-
-def _watch_forward(probe: Array, h: Array, y: Array) -> tuple[Array, Array]:
-    return y, h
-
-
-def _watch_backward(h: Array, d: Array) -> tuple[Array, None, Array]:
-    return outer_rms(h, d), None, d
-
-
-_watch.defvjp(_watch_forward, _watch_backward)
+        return conditioned.gaussian_layer(self.drawn, rows, std * self.gain, self.units, self.probe)

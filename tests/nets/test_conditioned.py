@@ -63,8 +63,8 @@ def explicit_haar(key, h):
 
 def in_law(law, n):
     if law == "gaussian":
-        return partial(explicit_gaussian, units=n), lambda k, h: conditioned.gaussian_layer(k, h, 0.7, n)
-    return explicit_haar, lambda k, h: conditioned.haar_layer(k, h, 1.3)
+        return partial(explicit_gaussian, units=n), partial(conditioned.gaussian_layer, std=0.7, units=n)
+    return explicit_haar, partial(conditioned.haar_layer, gain=1.3)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "haar"])
@@ -97,9 +97,9 @@ def test_leaving_out_the_conditional_mean_is_seen(law):
     def broken(*arguments):
         *rest, saved, d = arguments
         frame = saved[1]
-        none, g, scale = original(*rest, saved, d)
+        none, g, *others = original(*rest, saved, d)
         known = g @ frame.T @ frame  # its part in the span of the inputs is the conditional mean
-        return none, g - known, scale
+        return none, g - known, *others
 
     target = conditioned._gaussian if law == "gaussian" else conditioned._haar
     forward = conditioned._gaussian_forward if law == "gaussian" else conditioned._haar_forward
@@ -143,10 +143,32 @@ def test_an_input_that_has_no_direction_takes_nothing_of_a_rotated_gradient(spoi
     np.testing.assert_allclose(np.linalg.norm(g, axis=1), 1.3 * np.linalg.norm(d, axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("law", ["gaussian", "haar"])
+@pytest.mark.parametrize("shape", ["generic", "aligned", "duplicated", "dead"])
+@pytest.mark.parametrize("exponent", [0, 90])
+def test_the_gradient_of_the_matrix_that_is_not_there_has_its_size(law, shape, exponent):
+    h, d = inputs(5, 24, shape), inputs(5, 24, "generic")[::-1]
+    draw = in_law(law, 24)[1]
+
+    def size(h, d):
+        _, back = jax.vjp(
+            lambda probe: draw(jax.random.key(3), jnp.asarray(h), probe=probe), jnp.float32(0.0)
+        )
+        return float(back(jnp.asarray(d))[0])
+
+    wanted = np.sqrt(np.mean((h.astype(np.float64).T @ d) ** 2))
+    scaled = np.ldexp(h, -exponent), np.ldexp(d, exponent + 3 * np.arange(-2, 3)[:, None])
+    np.testing.assert_allclose(size(h, d), wanted, rtol=1e-5)
+    far = np.sqrt(np.mean((scaled[0].astype(np.float64).T @ scaled[1]) ** 2))
+    np.testing.assert_allclose(size(*scaled), far, rtol=1e-5)
+    assert size(0 * h, d) == size(h, 0 * d) == 0
+    assert np.isnan(size(h, np.where(np.arange(5)[:, None] == 1, np.nan, d)))
+
+
 @pytest.mark.parametrize("root", ["gaussian", "zeros", "equal"])
 def test_the_root_of_a_gram_matrix_at_any_rank(root):
     d = {"gaussian": INPUTS, "zeros": np.zeros_like(INPUTS), "equal": np.repeat(INPUTS[:1], 9, axis=0)}[root]
-    lower = np.asarray(conditioned._root_of_gram(jnp.asarray(d)))
+    lower = np.asarray(conditioned._root(jnp.asarray(d @ d.T)))
     np.testing.assert_allclose(lower @ lower.T, d @ d.T, atol=2e-5)
     assert np.array_equal(lower, np.tril(lower))
 
