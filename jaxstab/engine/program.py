@@ -27,7 +27,7 @@ def compiler_options(platform: str) -> dict[str, Any]:
     """What programs are compiled with for a platform, besides what JAX chooses; what XLA_FLAGS say stands.
 
     On CPUs vectors as wide as the processor has them. XLA keeps to 256 bits, since early processors of 512 slowed
-    their clock for them; later ones draw normals a third faster.
+    their clock for them; later ones draw normals in three quarters of the time.
     """
     is_set = VECTOR_BITS in os.environ.get("XLA_FLAGS", "")
     return {VECTOR_BITS: "512"} if platform == "cpu" and not is_set else {}

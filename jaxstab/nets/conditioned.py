@@ -25,8 +25,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import random
 from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
+from jaxstab.nets.probe import watch
 from jaxstab.reductions import absmax
-from jaxstab.scaling import outer_rms, power_of_two
+from jaxstab.scaling import power_of_two
 from jaxstab.typing import Scalar
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -61,23 +62,6 @@ def haar_layer(
     if 2 * batch > n:
         return watch(probe, h, _matmul(h.astype(jnp.float32), gain * haar_matrix(key, n, n)).astype(h.dtype))
     return _haar(jax.random.key_data(key), h, gain, probe)
-
-
-@jax.custom_vjp
-def watch(probe: Float[Array, ""], h: Float[Array, "batch n"], y: Float[Array, "batch m"]) -> Array:
-    """y = h W itself, of which the cotangent of `probe` is the rms of the gradient with respect to W."""
-    return y
-
-
-def _watch_forward(probe: Array, h: Array, y: Array) -> tuple[Array, Array]:
-    return y, h
-
-
-def _watch_backward(h: Array, d: Array) -> tuple[Array, None, Array]:
-    return outer_rms(h, d), None, d
-
-
-watch.defvjp(_watch_forward, _watch_backward)
 
 
 def _probe_of(probe: Scalar, h: Array) -> Float[Array, ""]:

@@ -16,6 +16,7 @@ from jaxstab.formats import Storage
 from jaxstab.names import spell
 from jaxstab.nets import conditioned, initializers
 from jaxstab.nets.initializers import Initializer
+from jaxstab.nets.probe import watch
 from jaxstab.typing import Scalar
 
 SAMPLERS = ("dense", "conditioned")
@@ -139,7 +140,7 @@ class Weight:
         if self.weights.sampler == "dense":
             dense = nn.Dense(self.units, use_bias=False, precision=self.weights.precision)
             units: Any = dense.apply({"params": {"kernel": self.drawn.astype(rows.dtype)}}, rows)
-            return conditioned.watch(self.probe, rows, units)
+            return watch(self.probe, rows, units)
         if self.weights.init == "orthogonal":
             return conditioned.haar_layer(self.drawn, rows, self.gain, self.probe)
         assert isinstance(self.weights.init, str)
