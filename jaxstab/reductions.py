@@ -1,4 +1,4 @@
-"""Reductions and programs that keep NaN."""
+"""Reductions that keep NaN, in any program, and are fast on CPUs too."""
 
 from __future__ import annotations
 
@@ -28,13 +28,32 @@ def absmax(x: jax.Array, kept: int = 0) -> jax.Array:
 
 
 def largest(x: jax.Array, kept: int = 0) -> jax.Array:
-    """Largest along all axes but the first `kept` of unsigned integers; whether any is true of booleans; else 0.
+    """Largest along all axes but the first `kept` of unsigned integers; whether any is true of booleans; else 0."""
+    return _down_columns(jnp.any if x.dtype == bool else functools.partial(jnp.max, initial=0), x, kept)
 
-    XLA's CPU backend reduces these one entry after the other, or by windows, unless there is a column for each place
-    of a vector: so down columns first and then what is left of them, in a tenth of the time. The barrier keeps it from
-    making one reduction of both.
+
+def total(x: jax.Array, kept: int = 0) -> jax.Array:
+    """Sum along all axes but the first `kept`."""
+    return _down_columns(jnp.sum, x, kept)
+
+
+def mean_square(x: jax.Array) -> jax.Array:
+    """Mean of the squares of all entries."""
+    return total(x * x) / x.size
+
+
+def fraction(found: jax.Array) -> jax.Array:
+    """Share of entries that are true, float32."""
+    return total(found.astype(jnp.float32)) / found.size
+
+
+def _down_columns(reduce: Callable[..., jax.Array], x: jax.Array, kept: int) -> jax.Array:
+    """`reduce` along all axes but the first `kept`, to which zeros add nothing.
+
+    XLA's CPU backend combines one entry after the other, as long as every addition takes, or by windows, unless there
+    is a column for each place of a vector: so down columns first and then what is left of them, in a tenth of the
+    time. The barriers keep it from making one reduction of all.
     """
-    reduce = jnp.any if x.dtype == bool else functools.partial(jnp.max, initial=0)
     if x.ndim == kept:
         return x
     if x.ndim == kept + 1 and x.shape[-1] >= 2 * COLUMNS:
@@ -85,28 +104,3 @@ def reduce_together(
     if by_rows:
         arrays = jax.lax.reduce(tuple(arrays), zeros, together, (arrays[0].ndim - 1,))
     return list(jax.lax.reduce(tuple(arrays), zeros, together, tuple(range(arrays[0].ndim))))
-
-
-@functools.cache
-def compiler_options(*, is_small: bool = False) -> dict[str, Any]:
-    """Compiler options under which a program passes NaN on, as IEEE 754 has it and as accelerators do.
-
-    On CPUs XLA gives maxima to a library that returns the other operand for NaN: `max(NaN, 0)` is 0, so that a ReLU
-    makes a network finite again that is not (jaxlib 0.10; openxla/xla#21461). It is told not to. A program of small
-    arrays is there sooner if it isn't optimized: in a fourth of the time. An option that is unknown is left out.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    wanted: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if is_small:
-        wanted |= {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
-    return {name: value for name, value in wanted.items() if _is_known(name, value)}
-
-
-@functools.cache
-def _is_known(name: str, value: Any) -> bool:
-    try:
-        jax.jit(jnp.negative, compiler_options={name: value}).lower(1.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True

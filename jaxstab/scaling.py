@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxstab.reductions import absmax
+from jaxstab.reductions import absmax, mean_square, total
 
 
 def power_of_two(exponent: Int[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
@@ -55,7 +55,7 @@ def rescale(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Arra
 def rms(x: Float[Array, ...]) -> Float[Array, ""]:
     """Root of the mean square of all entries, `wide`; right wherever the result itself is finite."""
     m, exponent = rescale(x)
-    return jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent)
+    return jnp.ldexp(jnp.sqrt(mean_square(m)), exponent)
 
 
 def outer_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[Array, ""]:
@@ -64,7 +64,7 @@ def outer_rms(a: Float[Array, "batch n"], b: Float[Array, "batch m"]) -> Float[A
     b_scaled, b_exponent = rescale(b)
     times = partial(jnp.matmul, precision="highest")
     if len(a) > 2 * max(a.shape[1], b.shape[1]):
-        return jnp.ldexp(jnp.sqrt(jnp.mean(times(a_scaled.T, b_scaled) ** 2)), a_exponent + b_exponent)
-    square = jnp.maximum(jnp.sum(times(a_scaled, a_scaled.T) * times(b_scaled, b_scaled.T)), 0.0)
+        return jnp.ldexp(jnp.sqrt(mean_square(times(a_scaled.T, b_scaled))), a_exponent + b_exponent)
+    square = jnp.maximum(total(times(a_scaled, a_scaled.T) * times(b_scaled, b_scaled.T)), 0.0)
     square = square / (float(a.shape[1]) * b.shape[1])
     return jnp.ldexp(jnp.sqrt(square), a_exponent + b_exponent)

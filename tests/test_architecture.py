@@ -18,7 +18,8 @@ import jaxstab
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "errors": 0, "formats": 0, "typing": 0, "machine": 0, "names": 0, "random": 0, "reductions": 0, "scaling": 0,
+    "compiler": 0, "errors": 0, "formats": 0, "typing": 0, "machine": 0, "names": 0, "random": 0, "reductions": 0,
+    "scaling": 0,
     "theory": 1,
     "observation": 2, "nets": 2, "data": 2, "trials": 3, "engine": 4, "diagnosis": 5, "report": 5,
     "cli": 6, "__main__": 7,

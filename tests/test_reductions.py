@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab import reductions
 from jaxstab.reductions import (
     LONG,
     absmax,
     absmax_of_both,
-    compiler_options,
+    fraction,
     largest,
+    mean_square,
     mean_square_and_absmax,
+    total,
 )
 
 SHAPES = [(), (3,), (64, 64), (16, 12, 12, 16)]
@@ -62,6 +63,17 @@ def test_the_first_axes_may_be_kept(shape, kept):
     )
     for found in (x > 2, x > 0):
         np.testing.assert_array_equal(largest(jnp.asarray(found), kept), np.any(found, axes))
+    np.testing.assert_allclose(
+        jax.jit(total, static_argnums=1)(x, kept), np.sum(x, axes), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES_OF_ROWS if 0 not in s])
+def test_means_of_all_entries(shape):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(mean_square)(x), np.mean(x * x), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(fraction)(x > 0), np.mean(x > 0), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(mean_square)(jnp.asarray(x)), 2 * x / x.size, rtol=1e-6)
 
 
 @pytest.mark.parametrize("place", [0, 37, 95, 96])
@@ -101,21 +113,3 @@ def test_constants_are_not_reduced_while_compiling():
     """XLA would reduce two operands together entry by entry, in minutes for a large array."""
     text = jax.jit(lambda: mean_square_and_absmax(jnp.ones((64, 64)))).lower().compile().as_text()
     assert "reduce(" in text
-
-
-@pytest.mark.parametrize("is_small", [False, True])
-def test_a_program_passes_nan_on(is_small):
-    """Not so a plain one where XLA's CPU backend has its way with maxima, which is what the options are there for."""
-    x = jnp.full((16, 12, 12, 16), jnp.nan)
-    options = compiler_options(is_small=is_small)
-    assert np.all(np.isnan(jax.jit(lambda x: jnp.max(x, axis=-1), compiler_options=options)(x)))
-
-
-def test_an_option_that_is_unknown_is_left_out(monkeypatch):
-    def refuse(*_, **__):
-        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
-
-    monkeypatch.setattr(jax, "jit", refuse)
-    reductions._is_known.cache_clear()
-    assert compiler_options.__wrapped__(is_small=True) == {}
-    reductions._is_known.cache_clear()

@@ -25,9 +25,9 @@ from experiments import weight_decay as decays
 from experiments.benchmarks.race import Contest, Contestant
 from experiments.benchmarks.setting import Setting
 from experiments.benchmarks.subject import regression
+from jaxstab.compiler import compiler_options
 from jaxstab.engine.job import Job
 from jaxstab.engine.lane import keeping
-from jaxstab.engine.program import compiler_options
 from jaxstab.engine.store import Store
 from jaxstab.nets.weights import SAMPLERS
 from jaxstab.trials import training

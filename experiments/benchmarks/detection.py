@@ -23,11 +23,11 @@ import tyro
 import jaxstab
 from experiments.benchmarks.faults import Fault, faults
 from experiments.benchmarks.networks import cross_entropy, healthy
+from jaxstab.compiler import compiler_options
 from jaxstab.diagnosis.diagnosis import Diagnosis, findings_of
 from jaxstab.diagnosis.evidence import Evidence, gather
 from jaxstab.diagnosis.findings import GRAVITIES, Finding
 from jaxstab.diagnosis.subject import is_array, subject_of
-from jaxstab.reductions import compiler_options
 
 MOST = 4
 """Findings of a fault that are listed."""
@@ -72,7 +72,7 @@ def real_run(fault: Fault) -> str:
     def loss_of(params: Any) -> Any:
         return known["loss"](subject.call(params, cast(rest), jax.random.key(1), cast(subject.inputs)))
 
-    exactly = {**compiler_options(is_small=True), "xla_allow_excess_precision": False}
+    exactly = {**compiler_options(jax.default_backend(), is_small=True), "xla_allow_excess_precision": False}
     step = jax.jit(jax.value_and_grad(loss_of), compiler_options=exactly)
     loss, gradients = step(cast(params))
     leaves = [np.asarray(g, np.float32) for g in jax.tree.leaves(gradients)]

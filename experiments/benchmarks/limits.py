@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxstab import random
-from jaxstab.engine.program import compiler_options
+from jaxstab.compiler import compiler_options
 
 UNITS = {
     "float32": "float32 products (highest precision), operations a second",

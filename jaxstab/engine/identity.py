@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxstab import machine, names
+from jaxstab.compiler import compiler_options
 from jaxstab.engine.group import Group
 from jaxstab.engine.lane import CONFIGURATION
-from jaxstab.engine.program import compiler_options
 
 
 def environment(device: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the loop and round differently.
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import jax
@@ -16,21 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxstab.compiler import compiler_options
 from jaxstab.engine.lane import Lane
 
 SPLIT, WHOLE = PartitionSpec("device"), PartitionSpec()
-
-VECTOR_BITS = "xla_cpu_prefer_vector_width"
-
-
-def compiler_options(platform: str) -> dict[str, Any]:
-    """What programs are compiled with for a platform, besides what JAX chooses; what XLA_FLAGS say stands.
-
-    On CPUs vectors as wide as the processor has them. XLA keeps to 256 bits, since early processors of 512 slowed
-    their clock for them; later ones draw normals in three quarters of the time.
-    """
-    is_set = VECTOR_BITS in os.environ.get("XLA_FLAGS", "")
-    return {VECTOR_BITS: "512"} if platform == "cpu" and not is_set else {}
 
 
 class Program:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxstab import random
 from jaxstab.nets.haar import cholesky, haar_matrix, lq, orthonormal_rows
 from jaxstab.nets.probe import watch
-from jaxstab.reductions import absmax
+from jaxstab.reductions import absmax, total
 from jaxstab.scaling import power_of_two
 from jaxstab.typing import Scalar
 
@@ -91,7 +91,7 @@ def _gaussian_backward(units: int, saved: tuple[Array, ...], d: Array) -> tuple[
     rest = _matmul(_root(gram), rest)
     known = _matmul(_matmul(scaled, z.T) - _matmul(rest, frame.T), frame)
     g = (std * (known + rest) * power_of_two(exponent)).astype(d.dtype)
-    of_std = jnp.sum(d.astype(jnp.float32) * _matmul(lower, z) * power_of_two(own_exponent))
+    of_std = total(d.astype(jnp.float32) * _matmul(lower, z) * power_of_two(own_exponent))
     return None, g, of_std, _probed(lower, gram, own_exponent + exponent, frame.shape[1], d)
 
 
@@ -122,7 +122,7 @@ def _haar_backward(saved: tuple[Array, ...], d: Array) -> tuple[None, Array, Arr
         v = v - _matmul(_matmul(v, frame.T), frame)
     rest = _matmul(_root(_matmul(beyond, beyond.T)), orthonormal_rows(v))
     g = (gain * (_matmul(known, frame) + rest) * power_of_two(exponent)).astype(d.dtype)
-    of_gain = jnp.sum(d.astype(jnp.float32) * _matmul(lower, u) * power_of_two(own_exponent))
+    of_gain = total(d.astype(jnp.float32) * _matmul(lower, u) * power_of_two(own_exponent))
     gram = _matmul(scaled, scaled.T)
     return None, g, of_gain, _probed(lower, gram, own_exponent + exponent, frame.shape[1], d)
 
@@ -136,7 +136,7 @@ def _probed(lower: Array, gram: Array, exponents: Array, n: int, d: Array) -> Ar
     is_there = (jnp.diagonal(own) * jnp.diagonal(gram) > 0)[:, None]  # a row of zeros has no exponent
     most = jnp.max(exponents, initial=-512, where=is_there)
     weight = power_of_two(jnp.minimum(exponents - most, 0))
-    square = jnp.sum(own * weight * gram * weight.T)
+    square = total(own * weight * gram * weight.T)
     square = jnp.where(square < 0, 0.0, square) / (float(n) * d.shape[1])
     return jnp.ldexp(jnp.sqrt(square), most).astype(jnp.promote_types(d.dtype, jnp.float32))
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxstab import random
-from jaxstab.reductions import absmax
+from jaxstab.compiler import one_kernel
+from jaxstab.reductions import absmax, total
 
 TOLERANCE = 8 * float(jnp.finfo(jnp.float32).eps)
 """Rounding leaves less than this share of a row that depends on others (6e-7 seen up to 1,024 columns)."""
@@ -66,7 +67,7 @@ def lq(
         raise ValueError(f"{k} rows of {n} columns cannot all be orthogonal.")
 
     def by_gram_schmidt(rows: Array) -> tuple[Array, Array]:
-        floors = tolerance * jnp.sqrt(jnp.sum(rows * rows, axis=1))
+        floors = tolerance * jnp.sqrt(total(rows * rows, kept=1))
         frame = _polish(_gram_schmidt(rows, floors, max(16, k // LEAVES)))
         return _matmul(rows, frame.T), frame
 
@@ -87,7 +88,7 @@ def _by_cholesky(rows: Float[Array, "k n"], tolerance: float) -> tuple[Array, Ar
 
     Examples grow alike with depth (ReLU, sigmoid), and what tells them apart is lost in products of whole rows.
     """
-    squares = jnp.sum(rows * rows, axis=1)
+    squares = total(rows * rows, kept=1)
     along = _matmul(rows, rows[:1].T) / jnp.where(squares[0] > 0, squares[0], 1.0)
     along = along.at[0].set(0.0)
     rest = rows - along * rows[:1]
@@ -105,7 +106,7 @@ def cholesky(gram: Float[Array, "k k"], tolerance: float = 0.0) -> Float[Array, 
 
     Column i is zero where its pivot is at most `tolerance` of gram[i, i].
     """
-    return _lanes_last(partial(_eliminate, tolerance=tolerance))(gram)
+    return _lanes_last(one_kernel(partial(_eliminate, tolerance=tolerance)))(gram)
 
 
 def inverse(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:

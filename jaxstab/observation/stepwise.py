@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.extend.core import primitives
 
+from jaxstab.compiler import compiler_options
 from jaxstab.observation import loops
 from jaxstab.observation.sites import Place, Site
-from jaxstab.reductions import compiler_options
 
 Enter = Callable[[Any, Any, list[Any], Place], loops.Result]
 
@@ -91,7 +91,7 @@ def _loop(enter: Enter, eqn: Any, here: Place, is_small: bool) -> tuple[Callable
         sites[:] = [site for site, _ in records]
         return outputs, [value for _, value in records]
 
-    return jax.jit(program, compiler_options=compiler_options(is_small=is_small)), sites
+    return jax.jit(program, compiler_options=_options(is_small)), sites
 
 
 def _is_hashable(static: Any) -> bool:
@@ -109,7 +109,11 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(function: Callable[..., Any], is_small: bool) -> Callable[..., Any]:
-    return jax.jit(function, static_argnums=0, compiler_options=compiler_options(is_small=is_small))
+    return jax.jit(function, static_argnums=0, compiler_options=_options(is_small))
+
+
+def _options(is_small: bool) -> dict[str, Any]:
+    return compiler_options(jax.default_backend(), is_small=is_small)
 
 
 def _size(arrays: Any) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxstab.reductions import absmax, largest
+from jaxstab.reductions import absmax, fraction, largest, mean_square, total
 from jaxstab.scaling import rescale, wide
 
 LOG10_2 = 0.3010299956639812
@@ -20,23 +20,23 @@ LOG10_2 = 0.3010299956639812
 def log10_rms(x: Float[Array, ...], exponent: Int[Array, ""] | int = 0) -> Float[Array, ""]:
     """log10 of the rms of x 2^exponent: -inf for zeros; no limit but that of the exponent, 2^31."""
     m, own = rescale(x)
-    return jnp.log10(jnp.sqrt(jnp.mean(m * m))) + LOG10_2 * (own + exponent).astype(jnp.float32)
+    return jnp.log10(jnp.sqrt(mean_square(m))) + LOG10_2 * (own + exponent).astype(jnp.float32)
 
 
 def describe(x: Float[Array, "batch ..."]) -> dict[str, Float[Array, ""]]:
     """Moments of all entries: mean, std (unbiased), rms, absmax, the fraction of zeros, one entry; `wide`."""
     m, exponent = rescale(x)
-    mean = jnp.mean(m)
-    std = jnp.sqrt(jnp.sum((m - mean) ** 2) / max(m.size - 1, 1))
+    mean = total(m) / m.size
+    std = jnp.sqrt(total((m - mean) ** 2) / max(m.size - 1, 1))
     if m.size == 1:
         std = jnp.full_like(std, jnp.nan)
     return {
         "mean": jnp.ldexp(mean, exponent),
         "std": jnp.ldexp(std, exponent),
-        "rms": jnp.ldexp(jnp.sqrt(jnp.mean(m * m)), exponent),
+        "rms": jnp.ldexp(jnp.sqrt(mean_square(m)), exponent),
         "absmax": wide(absmax(x)),
         "entry": wide(x[(0,) * x.ndim]),
-        "zero_fraction": jnp.mean((x == 0).astype(jnp.float32)),
+        "zero_fraction": fraction(x == 0),
     }
 
 
@@ -51,12 +51,12 @@ def mean_cosine(x: Float[Array, "batch ..."]) -> Float[Array, ""]:
         return jnp.mean(jax.vmap(mean_cosine)(x))
     x = x.reshape(len(x), -1)
     m, _ = jax.vmap(rescale)(x)
-    norm = jnp.sqrt(jnp.sum(m * m, axis=1, keepdims=True))
+    norm = jnp.sqrt(total(m * m, kept=1))[:, None]
     nonzero = norm > 0
     unit = jnp.where(nonzero, m / jnp.where(nonzero, norm, 1.0), 0.0)
     rows = jnp.sum(nonzero).astype(jnp.float32)
     pairs = rows * (rows - 1)
-    mean = (jnp.sum(jnp.sum(unit, axis=0) ** 2) - rows) / jnp.where(pairs > 0, pairs, 1.0)
+    mean = (total(jnp.sum(unit, axis=0) ** 2) - rows) / jnp.where(pairs > 0, pairs, 1.0)
     return jnp.where((pairs > 0) & jnp.isfinite(absmax(m)), jnp.clip(mean, -1.0, 1.0), jnp.nan)
 
 

@@ -35,6 +35,7 @@ from jaxstab.nets.layers.layer import (
     vectors,
     with_vectors,
 )
+from jaxstab.reductions import fraction
 from jaxstab.scaling import exponent_of, power_of_two, rescale, rms
 from jaxstab.theory import activations
 from jaxstab.trials import signals
@@ -234,7 +235,7 @@ class Walk:
         if not noted:
             return jnp.float32(jnp.nan)
         flat = [self._is_flat(activations.derivative(activations.resolve(phi)), z) for phi, z in noted]
-        return jnp.mean(jnp.stack([jnp.mean(one.astype(jnp.float32)) for one in flat]))
+        return jnp.mean(jnp.stack(list(map(fraction, flat))))
 
     @staticmethod
     def _is_flat(slope: Callable[..., Array], z: Array) -> Array:

@@ -13,11 +13,11 @@ from sightings import assert_close, assert_same_bits, plant
 
 from experiments.benchmarks.plants import PLANTS, first_overflow, inputs, line_of
 from jaxstab import UsageError, observe, what_if
+from jaxstab.compiler import compiler_options
 from jaxstab.formats import format_of, round_to
 from jaxstab.observation import loops, twins
 from jaxstab.observation.statistics import SIMULATED
 from jaxstab.observation.whatif import accumulation_error
-from jaxstab.reductions import compiler_options
 
 ALL = pytest.mark.parametrize("case", halves.SHAPES)
 F16 = format_of("float16")
@@ -64,7 +64,9 @@ def test_a_changed_bit_is_seen(monkeypatch):
 def errors(case, dtype, seeds=6):
     """Relative errors of outputs [seed, (twin, real)], and how far the two are apart over the real error."""
     x = halves.inputs(case)
-    rehearse = jax.jit(what_if(halves.apply(case), dtype), compiler_options=compiler_options(is_small=True))
+    rehearse = jax.jit(
+        what_if(halves.apply(case), dtype), compiler_options=compiler_options("cpu", is_small=True)
+    )
     real = jax.jit(halves.apply(case, jnp.dtype(dtype)), compiler_options=halves.EXACT)
     rows = []
     for seed in range(1, seeds + 1):
