@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxstab import random
+from jaxstab.compiler import one_kernel
 from jaxstab.errors import UsageError, require_choice
 
 ORDERS = ("per_seed", "shared")
@@ -160,10 +161,14 @@ def _sort(words: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
 
 @_sort.def_vmap
 def _sort_batch(size: int, is_batched: list[bool], words: UInt32[Array, "lanes n"]) -> tuple[Array, bool]:
+    return one_kernel(_bitonic)(words.T).T, True
+
+
+def _bitonic(words: UInt32[Array, "n lanes"]) -> UInt32[Array, "n lanes"]:
     """Bitonic network (Batcher 1968), the lanes in the last axis: a step is one minimum and one maximum of vectors."""
-    n = words.shape[1]
+    n, size = words.shape
     length = 1 << (n - 1).bit_length()
-    x = jnp.pad(words.T, ((0, length - n), (0, 0)), constant_values=np.uint32(0xFFFFFFFF))
+    x = jnp.pad(words, ((0, length - n), (0, 0)), constant_values=np.uint32(0xFFFFFFFF))
     for block in (2**i for i in range(1, length.bit_length())):
         low, high = x.reshape(-1, 2, block // 2, size).swapaxes(0, 1)
         high = high[:, ::-1]
@@ -171,7 +176,7 @@ def _sort_batch(size: int, is_batched: list[bool], words: UInt32[Array, "lanes n
         for half in (block >> i for i in range(2, block.bit_length())):
             low, high = x.reshape(-1, 2, half, size).swapaxes(0, 1)
             x = jnp.stack([jnp.minimum(low, high), jnp.maximum(low, high)], axis=1)
-    return x.reshape(length, size)[:n].T, True
+    return x.reshape(length, size)[:n]
 
 
 def make_batches(key: Array, n: int, batch_size: int) -> Batch:
