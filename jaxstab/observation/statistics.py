@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.errors import UsageError, require_choice
-from jaxstab.reductions import absmax, mean_square_and_absmax
+from jaxstab.reductions import absmax, mean_square, mean_square_and_absmax, total
 from jaxstab.scaling import power_of_two
 
 DEFAULT = ("rms", "absmax")
@@ -32,8 +32,12 @@ class Statistic:
     """Whether it depends on where the entries stand."""
 
 
+def _mean(x: jax.Array) -> jax.Array:
+    return total(x) / x.size
+
+
 def _rms(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(x * x))
+    return jnp.sqrt(mean_square(x))
 
 
 def _log2_rms(x: jax.Array) -> jax.Array:
@@ -68,13 +72,13 @@ def _larger_magnitude(old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _share(happens: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: jnp.mean(happens(x), dtype=x.dtype)
+    return lambda x: _mean(happens(x).astype(x.dtype))
 
 
 STATISTICS: dict[str, Statistic] = {
     "rms": Statistic("root mean square of all entries", _rms),
     "absmax": Statistic("largest magnitude; NaN if any entry is", absmax),
-    "mean": Statistic("mean of all entries", jnp.mean, _larger_magnitude),
+    "mean": Statistic("mean of all entries", _mean, _larger_magnitude),
     "absmin": Statistic("smallest magnitude that is not zero; inf if all are zero", _absmin, jnp.minimum),
     "zeros": Statistic("share of entries that are zero", _share(lambda x: x == 0)),
     "nans": Statistic("share of entries that are NaN", _share(jnp.isnan)),
