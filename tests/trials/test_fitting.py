@@ -105,6 +105,14 @@ def test_a_shuffle_is_a_permutation(n):
     assert sorted(np.asarray(shuffle(KEY, n)).tolist()) == list(range(n))
 
 
+@pytest.mark.parametrize(("n", "lanes"), [(100, 64), (129, 64), (256, 64), (257, 63), (256, 65)])
+def test_many_lanes_are_sorted_in_one_kernel_or_in_several(n, lanes):
+    """At the largest sizes that are one kernel its operations are still no task for threads, which would fail."""
+    words = np.random.default_rng(0).integers(0, 2**32, (lanes, n), dtype=np.uint32)
+    found = jax.jit(jax.vmap(fitting._sort))(words)
+    np.testing.assert_array_equal(found, np.sort(words, axis=1))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 100, 256])
 def test_lanes_are_shuffled_together_as_alone(n):
     keys = jax.random.split(KEY, 5)
