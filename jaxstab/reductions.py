@@ -42,6 +42,11 @@ def mean_square(x: jax.Array) -> jax.Array:
     return total(x * x) / x.size
 
 
+def norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all numbers of a pytree."""
+    return jnp.sqrt(sum((total(x * x) for x in jax.tree.leaves(tree)), start=jnp.float32(0)))
+
+
 def fraction(found: jax.Array) -> jax.Array:
     """Share of entries that are true, float32."""
     return total(found.astype(jnp.float32)) / found.size

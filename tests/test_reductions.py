@@ -16,6 +16,7 @@ from jaxstab.reductions import (
     largest,
     mean_square,
     mean_square_and_absmax,
+    norm,
     total,
 )
 
@@ -75,6 +76,16 @@ def test_means_of_all_entries(shape):
     np.testing.assert_allclose(jax.jit(mean_square)(x), np.mean(x * x), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(fraction)(x > 0), np.mean(x > 0), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(mean_square)(jnp.asarray(x)), 2 * x / x.size, rtol=1e-6)
+
+
+def test_the_norm_of_a_pytree_is_of_all_of_its_numbers():
+    rng = np.random.default_rng(2)
+    tree = {"w": rng.normal(size=(64, 97)), "b": [rng.normal(size=97), np.float64(2.0)]}
+    tree = jax.tree.map(jnp.float32, tree)
+    wanted = np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]))
+    np.testing.assert_allclose(jax.jit(norm)(tree), wanted, rtol=1e-6)
+    assert norm({}) == 0
+    assert np.isnan(norm({**tree, "bad": jnp.array([jnp.nan])}))
 
 
 @pytest.mark.parametrize("place", [0, 37, 95, 96])

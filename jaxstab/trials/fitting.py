@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxstab import random
 from jaxstab.compiler import one_kernel
 from jaxstab.errors import UsageError, require_choice
+from jaxstab.reductions import norm, total
 
 ORDERS = ("per_seed", "shared")
 FEW = 256
@@ -124,13 +125,15 @@ def fit(
     start = task.init(init_key)
     zero = jnp.int32(0)
 
-    def step(state: State, batch: tuple[Batch, Any]) -> tuple[State, dict[str, Array]]:
-        return _step(task, update, state, *batch, noise_key)
-
     def epoch(state: State, number: Array) -> tuple[State, tuple[Array, dict[str, Array]]]:
         batches = make_batches(random.fold_in(order_key, number), n, batch_size)
         taken = _take(task.data, batches.examples) if n <= FEW else None
-        state, seen = jax.lax.scan(step, state, (batches, taken))
+
+        def step(state: State, i: Array) -> tuple[State, dict[str, Array]]:
+            batch, own = _take((batches, taken), i)
+            return _step(task, update, state, batch, own, noise_key)
+
+        state, seen = jax.lax.scan(step, state, jnp.arange(len(batches.examples)))
         first_loss, seen = seen["train_loss"][0], _average(seen, batches.counts)
         observed = {} if probe is None else dict(probe(state.params, random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
@@ -194,7 +197,7 @@ def matrices(params: Any) -> Any:
 
 def norm_of_matrices(params: Any) -> Float[Array, ""]:
     """Euclidean norm of all weights together, biases left out."""
-    return optax.tree.norm([x for x in jax.tree.leaves(params) if jnp.ndim(x) > 1])
+    return norm([x for x in jax.tree.leaves(params) if jnp.ndim(x) > 1])
 
 
 def _step(
@@ -220,13 +223,13 @@ def _step(
     change, memory = update.update(gradient, state.memory, state.params)
     params = optax.apply_updates(state.params, change)
     # 0 times what is not finite is NaN, and a sum is twice as fast as to ask every number
-    finite = 0 * loss + sum(jnp.sum(0 * x) for x in jax.tree.leaves(params)) == 0
+    finite = 0 * loss + sum(total(0 * x) for x in jax.tree.leaves(params)) == 0
     moves = finite & (state.first_bad_step == 0)
     params, memory = jax.tree.map(
         lambda new, old: jnp.where(moves, new, old), (params, memory), (state.params, state.memory)
     )
     first_bad_step = jnp.where((state.first_bad_step == 0) & ~finite, state.step + 1, state.first_bad_step)
-    seen = {"train_loss": loss, "gradient_norm": optax.tree.norm(gradient), **measured}
+    seen = {"train_loss": loss, "gradient_norm": norm(gradient), **measured}
     return State(params, memory, state.step + 1, first_bad_step), seen
 
 

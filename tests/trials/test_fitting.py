@@ -140,6 +140,20 @@ def test_the_order_is_drawn_for_each_seed_or_shared():
     assert len(np.unique(jax.vmap(lambda k: order(k, "shared"))(keys))) == 1
 
 
+def test_no_lane_moves_an_epochs_examples_for_its_steps():
+    """A scan wants the axis of its steps first: batches that are handed to it are transposed, all numbers of them."""
+
+    def one(key):
+        data = jax.random.normal(key, (N, INPUTS)), jax.random.normal(key, (N,))
+        return run(optax.sgd(0.1), make_task()._replace(data=data), key, batch_size=5).params
+
+    lanes = 64
+    program = jax.jit(jax.vmap(one)).lower(jax.random.split(KEY, lanes)).as_text()
+    shapes = [line.rsplit("-> ", 1)[1] for line in program.splitlines() if "stablehlo.transpose" in line]
+    assert shapes
+    assert not [shape for shape in shapes if f"2x{lanes}x5x{INPUTS}x" in shape]
+
+
 def test_every_number_is_a_lane_of_one_program():
     traces = []
 
