@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 
@@ -28,6 +27,8 @@ RANGE = {"color": "#37a85e", "alpha": 0.15, "linewidth": 0}
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """jaxstab's style, drawn without a screen."""
+    import matplotlib  # here: what draws nothing starts sooner
+
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
