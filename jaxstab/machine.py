@@ -29,6 +29,8 @@ def cpu_multiplies_bfloat16() -> bool:
     import jax  # the command line asks for this module's other words before JAX is up
     import jax.numpy as jnp
 
+    from jaxstab.compiler import compiler_options
+
     def products(a: jax.Array, b: jax.Array) -> list[jax.Array]:
         axes = ((1, 0), (1, 1), (0, 0))
         return [
@@ -44,7 +46,8 @@ def cpu_multiplies_bfloat16() -> bool:
     try:
         with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
             matrix = jnp.ones((16, 16), jnp.bfloat16)
-            results = jax.block_until_ready(jax.jit(all_forms)(matrix, jnp.stack([matrix, matrix])))
+            tried = jax.jit(all_forms, compiler_options=compiler_options("cpu"))  # as they will be run
+            results = jax.block_until_ready(tried(matrix, jnp.stack([matrix, matrix])))
     except RuntimeError:  # no CPU backend, or a product that it has not
         return False
     return all(bool((product == 16.0).all()) for product in jax.tree.leaves(results))
