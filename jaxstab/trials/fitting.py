@@ -22,7 +22,7 @@ from jaxstab.reductions import norm, total
 
 ORDERS = ("per_seed", "shared")
 FEW = 256
-"""Up to so many examples are shuffled by one sort of packed integers, and an epoch's batches are taken at once."""
+"""Up to so many examples are shuffled by one sort of packed integers."""
 
 
 class Task(NamedTuple):
@@ -125,15 +125,12 @@ def fit(
     start = task.init(init_key)
     zero = jnp.int32(0)
 
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        return _step(task, update, state, batch, noise_key)
+
     def epoch(state: State, number: Array) -> tuple[State, tuple[Array, dict[str, Array]]]:
         batches = make_batches(random.fold_in(order_key, number), n, batch_size)
-        taken = _take(task.data, batches.examples) if n <= FEW else None
-
-        def step(state: State, i: Array) -> tuple[State, dict[str, Array]]:
-            batch, own = _take((batches, taken), i)
-            return _step(task, update, state, batch, own, noise_key)
-
-        state, seen = jax.lax.scan(step, state, jnp.arange(len(batches.examples)))
+        state, seen = jax.lax.scan(step, state, batches)
         first_loss, seen = seen["train_loss"][0], _average(seen, batches.counts)
         observed = {} if probe is None else dict(probe(state.params, random.fold_in(probe_key, number)))
         if set(observed) & set(seen):
@@ -201,10 +198,10 @@ def norm_of_matrices(params: Any) -> Float[Array, ""]:
 
 
 def _step(
-    task: Task, update: Update, state: State, batch: Batch, taken: Any, noise_key: Array
+    task: Task, update: Update, state: State, batch: Batch, noise_key: Array
 ) -> tuple[State, dict[str, Array]]:
     """One update, or none if it or the loss is not finite, or one before was not."""
-    inputs, targets = _take(task.data, batch.examples) if taken is None else taken
+    inputs, targets = jax.tree.map(lambda x: x.at[batch.examples].get(mode="promise_in_bounds"), task.data)
     key = random.fold_in(noise_key, state.step)
 
     def objective(params: Any) -> tuple[Array, tuple[Array, dict[str, Array]]]:
@@ -231,10 +228,6 @@ def _step(
     first_bad_step = jnp.where((state.first_bad_step == 0) & ~finite, state.step + 1, state.first_bad_step)
     seen = {"train_loss": loss, "gradient_norm": norm(gradient), **measured}
     return State(params, memory, state.step + 1, first_bad_step), seen
-
-
-def _take(data: Any, examples: Array) -> Any:
-    return jax.tree.map(lambda x: x.at[examples].get(mode="promise_in_bounds"), data)
 
 
 def _mean(values: Array, counts: Array | None) -> Array:
