@@ -43,8 +43,9 @@ def mean_square(x: jax.Array) -> jax.Array:
 
 
 def norm(tree: Any) -> jax.Array:
-    """Euclidean norm of all numbers of a pytree."""
-    return jnp.sqrt(sum((total(x * x) for x in jax.tree.leaves(tree)), start=jnp.float32(0)))
+    """Euclidean norm of all numbers of a pytree of arrays, real or complex."""
+    squares = (total(jnp.real(x * jnp.conj(x))) for x in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares, start=jnp.float32(0)))
 
 
 def fraction(found: jax.Array) -> jax.Array:

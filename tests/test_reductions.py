@@ -84,6 +84,7 @@ def test_the_norm_of_a_pytree_is_of_all_of_its_numbers():
     tree = jax.tree.map(jnp.float32, tree)
     wanted = np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]))
     np.testing.assert_allclose(jax.jit(norm)(tree), wanted, rtol=1e-6)
+    np.testing.assert_allclose(norm(jnp.array([3 + 4j, 12])), 13)
     assert norm({}) == 0
     assert np.isnan(norm({**tree, "bad": jnp.array([jnp.nan])}))
 
