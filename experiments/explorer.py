@@ -283,8 +283,10 @@ def findings(record: Record) -> str:
     measured = figures.quantiles(first.gradient)[1]
     kept = float((abs(measured) < 1).mean())
     off = float(abs(measured - first.gradient_theory).median())
+    known = int(np.isfinite(first.gradient_theory).sum())
+    which = "them" if known == measured.size else f"the {known:,} that theory is known for"
     return (
         f"Of these {measured.size:,} settings {percent(kept)} bring a gradient through {DEPTHS[-1]} layers changed by"
-        f" less than a factor of 10. At half of them the median network is within a factor of {10**off:.3g} of theory,"
-        " which is for infinite width."
+        f" less than a factor of 10. At half of {which} the median network is within a factor of {10**off:.3g} of"
+        " theory, which is for infinite width."
     )

@@ -76,7 +76,9 @@ def band(axes: Any, values: xr.DataArray, x: str = "layer", level: float = 0.95,
 
 
 def theory(axes: Any, x: Any, y: Any, **line: Any) -> None:
-    """A prediction: dashed and dark, over the measurement."""
+    """A prediction: dashed and dark, over the measurement; where it is nowhere known, without a name in the legend."""
+    if not np.isfinite(y).any():
+        line.pop("label", None)
     axes.plot(x, y, **{"color": THEORY, "linestyle": (0, (4, 2)), "linewidth": 1.1, **line})
 
 

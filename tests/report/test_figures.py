@@ -111,3 +111,15 @@ def test_a_figure_is_told_and_noted():
         plt.close(figure)
     assert figure.get_label() == "A line from 0 to 1."
     assert legend.get_title().get_text() == "line: median, band: 95 % of 4,096 seeds; dashes: theory"
+
+
+@pytest.mark.parametrize(("known", "names"), [(1.0, ["measured", "theory"]), (np.nan, ["measured"])])
+def test_a_legend_does_not_name_a_line_that_is_not_there(known, names):
+    with figures.style():
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots()
+        axes.plot([0, 1], [0, 1], label="measured")
+        figures.theory(axes, np.arange(2), np.array([np.nan, known]), label="theory")
+        assert axes.get_legend_handles_labels()[1] == names
+        plt.close(figure)

@@ -194,6 +194,13 @@ def test_what_the_explorer_shows_is_as_theory_says(report):
         assert not np.any(abs(away + 1) < np.log10(3))
 
 
+def test_what_is_said_of_theory_is_of_the_settings_where_it_is_known(report):
+    data = xr.load_dataset(report.with_name("explorer") / "data.nc", engine="scipy").isel(layer=0, depth=-1)
+    known = int(np.isfinite(data.gradient_theory).sum())
+    assert 0 < known < data.gradient_theory.size
+    assert f"At half of the {known} that theory is known for" in report.read_text()
+
+
 @in_a_browser
 def test_the_page_opens_without_an_error_and_fetches_nothing(seen):
     assert "error" not in seen, seen["error"]
